@@ -19,11 +19,11 @@ from dpo_cli.profile.table import (
     contradiction,
 )
 
-OptimizerName = Literal["adamw", "adafactor", "sgd", "muon"]
-STATE_BYTES: dict[str, int] = {"adamw": 8, "adafactor": 0, "sgd": 0, "muon": 8}
-"""Bytes of optimizer state per weight, at most. Adafactor keeps a row and a column of each matrix,
-less than a thousandth; Muon keeps 4 bytes for the matrices of the blocks and 8 for other weights.
-"""
+OptimizerName = Literal["adamw", "adamw8bit", "adafactor", "sgd", "muon"]
+STATE_BYTES: dict[str, int] = {"adamw": 8, "adamw8bit": 3, "adafactor": 0, "sgd": 0, "muon": 8}
+"""Bytes of optimizer state per weight, at most. In 8 bits there are two, and scales of 32 bits for
+blocks of 256 and for small tensors. Adafactor keeps a row and a column of each matrix. Muon keeps
+4 bytes for the matrices of the blocks and 8 for other weights."""
 
 
 class Train(Table):
@@ -74,10 +74,10 @@ class Train(Table):
     decay_iters."""
 
     optimizer: Annotated[OptimizerName, POSITION] = "adamw"
-    """Optimizer, as torch has it. Bytes per weight for its state: "adamw" 8; "adafactor" nearly
-    none, and it multiplies the learning rate by the size of each tensor; "sgd" none (no momentum);
-    "muon" 4 for the matrices of the blocks, with AdamW for all other weights, at most 8. Start a
-    new run to change it."""
+    """Optimizer, as torch has it. Bytes per weight for its state: "adamw" 8; "adamw8bit" 2, by
+    bitsandbytes (an extra); "adafactor" nearly none, and it multiplies the learning rate by the
+    size of each tensor; "sgd" none (no momentum); "muon" 4 for the matrices of the blocks, with
+    AdamW for all other weights, at most 8. Start a new run to change it."""
 
     adam_betas: Annotated[
         list[Annotated[float, Field(ge=0, lt=1)]],

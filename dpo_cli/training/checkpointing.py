@@ -212,9 +212,12 @@ def _load_optimizer(
     restored = optimizer.state_dict()
     restored["state"] = {}
     for index, name in enumerate(order):
-        state = {key: by_name[name] for key, by_name in tensors.items() if name in by_name}
+        state: dict[str, Any] = {
+            key: by_name[name] for key, by_name in tensors.items() if name in by_name
+        }
         if state.keys() - _UNCOUNTED:
-            state[_STEP] = torch.tensor(float(updates))
+            # bitsandbytes, whose state is "state1" and others, counts in a number.
+            state[_STEP] = updates if "state1" in state else torch.tensor(float(updates))
         if state:
             restored["state"][index] = state
     optimizer.load_state_dict(restored)

@@ -1,7 +1,8 @@
-"""Optimizers of a run: AdamW, also with Kahan summation, and torch's Adafactor, SGD and Muon."""
+"""Optimizers of a run: AdamW, also with Kahan summation or in 8 bits, Adafactor, SGD and Muon."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -107,7 +108,7 @@ def make_optimizer(
             embeddings and the output head. None if there are none.
 
     Raises:
-        DpoError: this version of torch has no such optimizer.
+        DpoError: this version of torch has no such optimizer, or bitsandbytes is not installed.
     """
     train = train or Train()
     require_optimizer(train)
@@ -121,6 +122,8 @@ def make_optimizer(
     groups: list[dict[str, Any]] = [{"params": decayed}] if decayed else []
     if rest:
         groups.append({"params": rest, "weight_decay": 0.0})
+    if train.optimizer == "adamw8bit":
+        return _adamw8bit(groups, train)
     if train.optimizer == "adafactor":
         return torch.optim.Adafactor(groups, lr=0.0, weight_decay=train.weight_decay)
     if train.optimizer == "sgd":
@@ -148,7 +151,12 @@ def make_optimizer(
 
 
 def require_optimizer(train: Train) -> None:
-    """Raise DpoError if this version of torch lacks the optimizer of a profile."""
+    """Raise DpoError if this version of torch lacks the optimizer of a profile, or bitsandbytes."""
+    if train.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        raise DpoError(
+            'train.optimizer = "adamw8bit" needs the package bitsandbytes, which is not installed',
+            "pip install 'dpo-cli[8bit]'",
+        )
     name, version = _NEEDED_TORCH.get(train.optimizer, ("AdamW", ""))
     if not hasattr(torch.optim, name):
         raise DpoError(
@@ -170,6 +178,20 @@ def _adamw(
         weight_decay=train.weight_decay,
         fused=groups[0]["params"][0].device.type != "cpu" or None,
     )
+
+
+def _adamw8bit(groups: Sequence[dict[str, Any]], train: Train) -> torch.optim.Optimizer:
+    import bitsandbytes
+
+    first, second = train.adam_betas
+    optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
+        [*groups],
+        lr=0.0,
+        betas=(first, second),
+        eps=train.adam_epsilon,
+        weight_decay=train.weight_decay,
+    )
+    return optimizer
 
 
 def _norms_and_biases(model: nn.Module) -> set[int]:

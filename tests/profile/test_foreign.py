@@ -102,6 +102,7 @@ def test_trl() -> None:
         "lora.alpha": 16,
         "train.learning_rate": 5e-7,
         "train.schedule": "cosine",
+        "train.optimizer": "adamw8bit",
         "train.warmup_iters": 80,
         "train.weight_decay": 0.1,
         "train.decay_norms_and_biases": False,
@@ -119,7 +120,7 @@ def test_trl() -> None:
         "track.wandb_project": "uf-dpo",
     }
     assert names(translation.missing) == {
-        *("optim", "output_dir", "run_name"),
+        *("output_dir", "run_name"),
     }
     assert translation.unknown == ["frobnicate = 3"]
     assert names(translation.without_effect) == {
@@ -189,6 +190,7 @@ def test_axolotl() -> None:
         "train.learning_rate": 2e-4,
         "train.schedule": "cosine",
         "train.warmup_iters": 40,
+        "train.optimizer": "adamw8bit",
         "train.weight_decay": 0.0,
         "train.dtype": "auto",
         "train.tf32": True,
@@ -203,7 +205,6 @@ def test_axolotl() -> None:
         "lora.target_modules": "all-linear",
     }
     assert {
-        "optimizer",
         "load_in_8bit",
         "evals_per_epoch",
         "special_tokens.pad_token",
@@ -341,12 +342,13 @@ def test_unsloth(suffix: str) -> None:
         "train.accumulation_steps": 4,
         "train.learning_rate": 5e-6,
         "train.schedule": "linear",
+        "train.optimizer": "adamw8bit",
         "train.warmup_ratio": 0.1,
         "train.weight_decay": 0.0,
         "train.seed": 42,
         "train.log_interval": 4,
     }
-    assert {"load_in_4bit", "optim", "max_seq_length"} <= names(translation.missing)
+    assert {"load_in_4bit", "max_seq_length"} <= names(translation.missing)
     assert {"fp16", "bf16", "train_dataset"} <= names(translation.unread)
     assert not translation.unknown
     check_profile(translation)

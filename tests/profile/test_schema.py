@@ -368,7 +368,7 @@ class TestAgreement:
                     {"optimizer": optimizer, "kahan_summation": True},
                     f'train.optimizer = "adamw" only, not with "{optimizer}"',
                 )
-                for optimizer in ("adafactor", "sgd", "muon")
+                for optimizer in ("adamw8bit", "adafactor", "sgd", "muon")
             ),
         ],
     )

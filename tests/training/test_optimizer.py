@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -136,8 +137,11 @@ def test_weights_without_gradient_do_not_change() -> None:
 # --- other optimizers ----------------------------------------------------------------------------
 
 
-def shapes() -> torch.nn.Module:
-    """Embedding, matrices, norms and biases, in float64."""
+NAMES: tuple[OptimizerName, ...] = get_args(OptimizerName)
+
+
+def shapes(dtype: torch.dtype = torch.float64) -> torch.nn.Module:
+    """Embedding, matrices, norms and biases."""
     torch.manual_seed(5)
     model = torch.nn.ModuleDict(
         {
@@ -148,7 +152,7 @@ def shapes() -> torch.nn.Module:
             "ln_f": torch.nn.LayerNorm(6),
         }
     )
-    return model.double()
+    return model.to(dtype)
 
 
 def plain_loop(
@@ -187,10 +191,14 @@ def muon_loop(model: torch.nn.Module, rate: float) -> list[Tensor]:
     return [weight.detach() for weight in model.parameters()]
 
 
-@pytest.mark.parametrize("name", get_args(OptimizerName))
-def test_each_optimizer_is_torchs(name: OptimizerName) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_each_optimizer_is_its_makers(name: OptimizerName) -> None:
+    if name == "adamw8bit":
+        pytest.importorskip("bitsandbytes")
     train = Train(optimizer=name, adam_betas=[0.8, 0.9], adam_epsilon=1e-5, weight_decay=0.3)
-    model, rate = shapes(), 0.1
+    # bitsandbytes computes in float32.
+    dtype = torch.float32 if name == "adamw8bit" else torch.float64
+    model, rate = shapes(dtype), 0.1
     ours = stepped(model, make_optimizer(model.parameters(), train, model), rate)
     theirs = {
         "adamw": lambda weights: torch.optim.AdamW(
@@ -198,15 +206,18 @@ def test_each_optimizer_is_torchs(name: OptimizerName) -> None:
         ),
         "adafactor": lambda weights: torch.optim.Adafactor(weights, weight_decay=0.3),
         "sgd": lambda weights: torch.optim.SGD(weights, weight_decay=0.3),
+        "adamw8bit": lambda weights: pytest.importorskip("bitsandbytes").optim.AdamW8bit(
+            weights, betas=(0.8, 0.9), eps=1e-5, weight_decay=0.3
+        ),
     }
-    plain = shapes()
+    plain = shapes(dtype)
     expected = muon_loop(plain, rate) if name == "muon" else plain_loop(plain, theirs[name], rate)
-    for mine, other, start in zip(ours, expected, shapes().parameters(), strict=True):
+    for mine, other, start in zip(ours, expected, shapes(dtype).parameters(), strict=True):
         assert torch.allclose(mine, other, rtol=0, atol=1e-12)
         assert not torch.equal(mine, start)
 
 
-@pytest.mark.parametrize("name", get_args(OptimizerName))
+@pytest.mark.parametrize("name", [each for each in NAMES if each != "adamw8bit"])
 def test_norms_and_biases_may_keep_their_size(name: OptimizerName) -> None:
     """Without gradients, decay alone moves a weight."""
     model = shapes()
@@ -241,6 +252,13 @@ def test_what_does_not_decay_is_what_transformers_leaves_out(golden: Path, name:
     }
     names = {name for name, each in model.named_parameters() if id(each) in decayed}
     assert names == {*Trainer.get_decay_parameter_names(None, model)}  # type: ignore[arg-type]
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DpoError, match="needs the package bitsandbytes") as caught:
+        make_optimizer([Parameter(torch.ones(2, 2))], Train(optimizer="adamw8bit"))
+    assert "dpo-cli[8bit]" in caught.value.remedy
 
 
 def test_an_older_torch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

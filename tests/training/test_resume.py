@@ -126,11 +126,13 @@ def test_stopped_twice_and_resumed(shared: Path, tmp_path: Path, case: str) -> N
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
-@pytest.mark.parametrize("optimizer", ["adafactor", "sgd", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw8bit", "adafactor", "sgd", "muon"])
 def test_killed_and_resumed_with_each_optimizer(
     shared: Path, tmp_path: Path, optimizer: str
 ) -> None:
     """Experts, two groups of weights, and a schedule over optimizer steps."""
+    if optimizer == "adamw8bit":
+        pytest.importorskip("bitsandbytes")
     arguments = golden_run(
         *(shared, "head", True),
         **{

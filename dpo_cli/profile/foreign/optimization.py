@@ -37,6 +37,8 @@ _WARMUPS = ("warmup_steps", "warmup_ratio")
 _OPTIMIZERS: Mapping[str, str] = {
     **dict.fromkeys(("adamw", "adamw_torch", "adamw_torch_fused", "adamw_hf"), "adamw"),
     **dict.fromkeys(("paged_adamw", "paged_adamw_32bit", "adamw_apex_fused"), "adamw"),
+    **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit"), "adamw8bit"),
+    **dict.fromkeys(("adamw8bit", "pagedadamw8bit"), "adamw8bit"),
     **{name: name for name in ("adafactor", "sgd", "muon")},
 }
 _DIFFERENT_OPTIMIZERS: Mapping[str, str] = {
@@ -45,7 +47,7 @@ _DIFFERENT_OPTIMIZERS: Mapping[str, str] = {
     "muon": "that of torch, with the learning rate scaled to AdamW's, which updates embeddings,"
     " norms and biases",
 }
-_OTHER_OPTIMIZER = "no such optimizer or state; this profile trains with AdamW in float32"
+_OTHER_OPTIMIZER = "there is no such optimizer, so this profile trains with AdamW"
 
 
 def _kind(value: Any) -> str:
@@ -123,7 +125,7 @@ warmup_ratio = Rule(("train.warmup_ratio",), _warmup_ratio)
 
 def _optimizer(value: Any, context: Context) -> Mapping[str, Any]:
     name = _kind(value)
-    if name not in _OPTIMIZERS:
+    if name not in _OPTIMIZERS or "torchao" in str(value):
         raise NoCounterpartError(_OTHER_OPTIMIZER)
     if name in _DIFFERENT_OPTIMIZERS:
         context.differences.append(f"{name}: {_DIFFERENT_OPTIMIZERS[name]}")

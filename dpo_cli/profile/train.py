@@ -67,11 +67,12 @@ class Train(Table):
     """Rate at the end of "linear", "cosine" and "wsd", as a share of learning_rate."""
 
     decay_iters: Annotated[int | None, Field(ge=1, examples=[100]), MATHEMATICS] = None
-    """Micro-batches of the decay of "wsd", a cosine at the end of the run. Default: decay_ratio."""
+    """Micro-batches of the decay of "wsd", a cosine at the end of the run. No effect on other
+    schedules. Default: decay_ratio."""
 
     decay_ratio: Annotated[float | None, Field(gt=0, le=1, examples=[0.2]), MATHEMATICS] = None
-    """Share of the optimizer steps in which "wsd" decays, rounded up. Default: 0.1, or
-    decay_iters."""
+    """Share of the optimizer steps in which "wsd" decays, rounded up. No effect on other schedules.
+    Default: 0.1, or decay_iters."""
 
     optimizer: Annotated[OptimizerName, POSITION] = "adamw"
     """Optimizer, as torch has it. Bytes per weight for its state: "adamw" 8; "adamw8bit" 2, by
@@ -228,15 +229,10 @@ class Train(Table):
             )
         return value
 
-    @field_validator("decay_iters", "decay_ratio")
+    @field_validator("decay_ratio")
     @classmethod
-    def _check_decay(cls, value: float | None, info: ValidationInfo) -> float | None:
-        key = f"train.{info.field_name}"
-        if value is not None and info.data.get("schedule", "wsd") != "wsd":
-            raise contradiction(
-                f'has an effect on train.schedule = "wsd" only; set it, or remove {key}'
-            )
-        if info.field_name == "decay_ratio" and None not in (value, info.data.get("decay_iters")):
+    def _check_decay_ratio(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if None not in (value, info.data.get("decay_iters")):
             raise contradiction(
                 f"contradicts train.decay_iters = {info.data['decay_iters']}; set only one of"
                 " train.decay_ratio and train.decay_iters"

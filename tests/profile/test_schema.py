@@ -360,7 +360,6 @@ class TestAgreement:
                 {"schedule": "wsd", "decay_iters": 3, "decay_ratio": 0.1},
                 "set only one of train.decay_ratio and train.decay_iters",
             ),
-            ({"schedule": "linear", "decay_ratio": 0.1}, "or remove train.decay_ratio"),
             ({"schedule": "constant", "min_lr_ratio": 0.1}, "or remove train.min_lr_ratio"),
             ({"min_lr_ratio": 0.1}, 'no effect on train.schedule = "minimind2"'),
             *(

@@ -79,6 +79,12 @@ class TestKeys:
             "train.log_interval": 100,
             "train.save_interval": 100,
             "train.save_min_seconds": 60.0,
+            "lora.dropout": 0.0,
+            "lora.target_modules": "all-linear",
+            "lora.use_dora": False,
+            "lora.use_rslora": False,
+            "lora.init_lora_weights": "kaiming",
+            "lora.continue_adapter": False,
             "eval.fraction": 0.0,
             "eval.interval": 0,
             "eval.keep_best": False,
@@ -129,6 +135,7 @@ class TestKeys:
             "model.out_dir",
             "model.weights",
             "model.reference",
+            "model.adapter",
             "model.tokenizer",
             "data.data_path",
             "data.num_workers",
@@ -176,9 +183,11 @@ class TestKeys:
             "train.seed",
             "train.optimizer",
             "eval.fraction",
+            *(key for key in KEYS if key.startswith("lora.") and key != "lora.dropout"),
         }
         assert by_effect[Effect.MATHEMATICS] == {
             "model.dropout",
+            "lora.dropout",
             *(key for key in KEYS if key.startswith("dpo.")),
             "train.epochs",
             "train.learning_rate",
@@ -211,6 +220,7 @@ class TestKeys:
     def test_paths_are_marked(self) -> None:
         assert {key for key in KEYS if KEYS[key].kind is Kind.PATH} == {
             "model.out_dir",
+            "model.adapter",
             "model.tokenizer",
         }
         assert {key for key in KEYS if KEYS[key].kind is Kind.DATA} == {

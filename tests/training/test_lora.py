@@ -321,7 +321,7 @@ def test_a_run_starts_at_ln_2_and_saves_the_adapter_only(trained: RunDirectory) 
     written = load_file(trained.path / "rlhf_adapter/adapter_model.safetensors")
     assert all(torch.equal(written[name], tensors[0][name]) for name in tensors[0])
     samples = [event for event in events if isinstance(event, Sampled)]
-    assert samples[0].samples[0].policy == samples[0].samples[0].reference
+    assert samples[0].samples[0]["policy"] == samples[0].samples[0]["reference"]
 
 
 @pytest.mark.parametrize("lora", [{"lora.dropout": 0.2}, {"lora.use_dora": True}], ids=str)

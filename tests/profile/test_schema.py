@@ -559,6 +559,8 @@ KEYWORDS: dict[str, Any] = {
     "exclusiveMinimum": bool,
     "exclusiveMaximum": bool,
     "minLength": int,
+    "minItems": int,
+    "maxItems": int,
     "items": dict,
     "properties": dict,
     "definitions": dict,

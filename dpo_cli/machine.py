@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from dpo_cli.errors import UsageError
 
@@ -23,6 +24,22 @@ NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 """Flags of `os.open`: do not wait for the writer of a FIFO; on Windows, keep newlines as they are.
 """
+
+
+def available_memory(proc: Path = Path("/proc")) -> int:
+    """Return the bytes of main memory that programs can still take.
+
+    Args:
+        proc: directory of Linux's files about memory; psutil asks other systems.
+    """
+    try:
+        lines = (proc / "meminfo").read_text(encoding="ascii").splitlines()
+    except FileNotFoundError:
+        import psutil
+
+        return int(psutil.virtual_memory().available)
+    facts = dict(line.split(":", 1) for line in lines)
+    return int(facts["MemAvailable"].split()[0]) * 1024
 
 
 def require_processes() -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import typer
 from rich.console import Console
 
+from dpo_cli.commands.missing_files import Missing
+from dpo_cli.commands.pair_facts import look_at_pairs
+from dpo_cli.commands.questions import ask_download, ask_which, is_interactive, remark
 from dpo_cli.data.compression import MissingExtraError
-from dpo_cli.data.sources import Source, looks_like_pairs
+from dpo_cli.data.sources import looks_like_pairs
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.files import pair_files
+from dpo_cli.hub.datasets import fetch_data, find_data
 from dpo_cli.hub.download import is_on_hub
 from dpo_cli.profile import folder
 from dpo_cli.profile.discover import (
@@ -25,12 +27,12 @@ from dpo_cli.profile.discover import (
     is_whole_model,
     minimind_version_of,
 )
-from dpo_cli.profile.recipe import Inputs
+from dpo_cli.profile.hub import cached, fetch
+from dpo_cli.profile.known import parameters_of
+from dpo_cli.profile.recipe import Inputs, count_parameters
 from dpo_cli.profile.text import show_path
-from dpo_cli.ui.terminal.console import echo
 
 _WEIGHTS = (".pth", ".safetensors")
-_NAMED = 3
 _HOW_TO_NAME = (
     "Name a weights file, a Hugging Face directory, hf:ORG/NAME, or the folder of a MiniMind"
     " checkout."
@@ -42,17 +44,23 @@ class Wanted:
     """Files that the user has named on the command line.
 
     Attributes:
+        name: of the new profile.
         model: weights file, Hugging Face directory, model on the Hub, or folder to search.
-        data: file or folder of pairs, or folder to search.
+        data: file or folder of pairs, data set on the Hub, or folder to search.
         tokenizer: folder of a tokenizer.
         kind: "hf" or a kind of MiniMind model, as in the names of the shipped profiles; None to
             guess it.
+        columns: column names of the pairs, by those of the formats.
+        download: download models and data sets on the Hub now; None to ask on a terminal.
     """
 
+    name: str
     model: str | None
     data: Path | None
     tokenizer: Path | None
     kind: str | None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    download: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -60,14 +68,16 @@ class Chosen:
     """Files of the new profile.
 
     Attributes:
-        inputs: files on this machine.
+        inputs: files on this machine, and the pairs.
         hub: name of a model on the Hub, instead of weights on this machine.
         is_huggingface: True unless the model is a MiniMind weights file.
+        directory: of a Hugging Face model on this machine; None if there is none yet.
     """
 
     inputs: Inputs
     hub: str | None
     is_huggingface: bool
+    directory: Path | None
 
 
 @dataclass
@@ -90,58 +100,103 @@ class _PairTest:
 
 
 def choose_files(wanted: Wanted, console: Console) -> Chosen:
-    """Choose one file of each kind, print what was found, and count the pairs.
+    """Choose one file of each kind, print what was found, and look at the pairs.
 
-    A terminal asks where there is a choice; elsewhere the best is taken and the others are listed.
-    Files outside of the working directory are taken only if the user names or confirms them.
+    A terminal asks where there is a choice, and for what is missing; elsewhere the best is taken
+    and the others are listed. Files outside of the working directory are taken only if the user
+    names or confirms them.
 
     Raises:
-        UsageError: a named file does not exist, or is of another kind.
+        UsageError: a named file does not exist, or is of another kind; or there is no model or no
+            pairs, and neither a terminal to ask nor a kind of model to start from.
+        DpoError: a data set or model on the Hub cannot be read.
     """
     is_pairs, project = _PairTest(), Path.cwd()
     found = discover_project(project, is_pairs)
-    hub = wanted.model if wanted.model and is_on_hub(wanted.model) else None
-    named = FoundFiles() if hub or not wanted.model else _named_model(wanted.model, is_pairs)
-    pairs = _named_pairs(wanted.data, is_pairs) if wanted.data else found.pairs or named.pairs
+    named = _named_model(wanted.model, is_pairs)
     models = named.models if wanted.model else _of_kind(found.models, wanted.kind)
-    model, pair_file = _ask("model", models), _ask("data", pairs)
+    pairs = _named_pairs(wanted.data, is_pairs) if wanted.data else found.pairs or named.pairs
+    hub = wanted.model if wanted.model and is_on_hub(wanted.model) else None
     around = FoundFiles()
-    if not (model or hub) or not pair_file:
+    if not (models or hub) or not pairs:
         around = discover_around(project, is_pairs)
-        if not (model or hub):
-            models = _of_kind(around.models, wanted.kind)
-            model = _ask_outside("model", models)
-        if not pair_file:
-            pairs = around.pairs
-            pair_file = _ask_outside("data", pairs)
+        missing = Missing(
+            model=not (models or hub),
+            pairs=not pairs,
+            models_outside=_of_kind(around.models, wanted.kind),
+            pairs_outside=around.pairs,
+            others=is_pairs.others,
+            problems=is_pairs.problems,
+            kind=wanted.kind,
+        )
+        if is_interactive():
+            if missing.model:
+                answer = missing.ask_model(lambda text: _named_model(text, is_pairs))
+                hub = answer if is_on_hub(answer) else None
+                named = _named_model(answer, is_pairs)
+                models = named.models
+                pairs = pairs or named.pairs
+            if not pairs:
+                answer = missing.ask_pairs(lambda text: _check_pairs(Path(text), is_pairs))
+                pairs = _named_pairs(Path(answer), is_pairs)
+        elif wanted.kind is None:
+            raise missing.error(wanted.name, wanted.model, wanted.data)
+    model, pair_file = ask_which("model", models), ask_which("data", pairs)
     is_huggingface = bool(hub or wanted.kind == "hf" or (model and model.is_dir()))
     tokenizers: list[Path] = []
     if not is_huggingface:
         tokenizers = _tokenizers(wanted, model, (*named.tokenizers, *found.tokenizers))
-    inputs = Inputs(model, _ask("tokenizer", tokenizers), pair_file)
+    tokenizer = ask_which("tokenizer", tokenizers)
     if hub:
         console.print(f"model: {hub}")
     else:
         _print_found(console, "model", models, model)
     if not is_huggingface:
-        _print_found(console, "tokenizer", tokenizers, inputs.tokenizer)
-    _print_found(console, "data", pairs, pair_file)
+        _print_found(console, "tokenizer", tokenizers, tokenizer)
+    if pair_file and is_on_hub(pair_file):
+        console.print(f"data: {pair_file}")
+    else:
+        _print_found(console, "data", pairs, pair_file)
     for problem in is_pairs.problems:
         console.print(f"  not read: {problem}")
-    if not pairs and is_pairs.others:
-        names = ", ".join(map(show_path, is_pairs.others[:_NAMED]))
-        more = ", ..." if len(is_pairs.others) > _NAMED else ""
-        console.print(f"  no columns of preference pairs: {names}{more}; name a file with --data")
-    rows = _count(pair_file, console)
-    return Chosen(Inputs(model, inputs.tokenizer, pair_file, rows), hub, is_huggingface)
+    directory = _directory_of(hub, model, wanted.download)
+    inputs = Inputs(model, tokenizer, pair_file, parameters=_parameters(hub, directory))
+    inputs = look_at_pairs(inputs, wanted.columns, directory or tokenizer, console)
+    if wanted.download and pair_file and is_on_hub(pair_file):
+        fetch_data(str(pair_file))
+    return Chosen(inputs, hub, is_huggingface, directory)
 
 
-def _named_model(name: str, is_pairs: _PairTest) -> FoundFiles:
+def _directory_of(hub: str | None, model: Path | None, download: bool | None) -> Path | None:
+    """Return the directory of a Hugging Face model, if it is on this machine or may be downloaded.
+
+    Raises:
+        DpoError: the model cannot be downloaded.
+    """
+    if hub is None:
+        return model if model and model.is_dir() else None
+    directory = cached(hub)
+    if download is None and directory is None:
+        download = is_interactive() and ask_download(hub)
+    return fetch(hub) if download else directory
+
+
+def _parameters(hub: str | None, directory: Path | None) -> int | None:
+    if hub is None:
+        return None
+    return count_parameters(directory) if directory else parameters_of(hub)
+
+
+def _named_model(name: str | None, is_pairs: _PairTest) -> FoundFiles:
     """Return the models that --model names, and what else a folder of a checkout has.
+
+    Nothing for a model on the Hub, or without a name.
 
     Raises:
         UsageError: it names no model.
     """
+    if name is None or is_on_hub(name):
+        return FoundFiles()
     path = Path(name).expanduser().absolute()
     if path.is_file() and path.suffix in _WEIGHTS:
         return FoundFiles(models=(path,))
@@ -166,12 +221,15 @@ def _named_pairs(path: Path, is_pairs: _PairTest) -> tuple[Path, ...]:
     Raises:
         UsageError: there are none.
     """
+    if is_on_hub(path):
+        return (path,)
     named = path.expanduser().absolute()
     if named.is_file() or (named.is_dir() and any(map(is_pairs, pair_files(named)))):
         return (named,)
     if not named.exists():
         raise UsageError(
-            f"--data {path} does not exist", "Name a file or a folder of preference pairs."
+            f"--data {path} does not exist",
+            "Name a file or a folder of preference pairs, or hf:ORG/NAME.",
         )
     found = discover_in((named,), is_pairs).pairs
     if not found:
@@ -180,6 +238,17 @@ def _named_pairs(path: Path, is_pairs: _PairTest) -> tuple[Path, ...]:
             "Name the file; docs/data.md lists the formats.",
         )
     return found
+
+
+def _check_pairs(path: Path, is_pairs: _PairTest) -> None:
+    """Check that an answer names pairs.
+
+    Raises:
+        DpoError: there is no such file, or no such data set on the Hub.
+    """
+    if is_on_hub(path):
+        find_data(str(path))
+    _named_pairs(path, is_pairs)
 
 
 def _of_kind(models: Sequence[Path], kind: str | None) -> Sequence[Path]:
@@ -220,63 +289,11 @@ def _tokenizers(wanted: Wanted, model: Path | None, found: Sequence[Path]) -> li
     return tokenizers
 
 
-def _ask(what: str, paths: Sequence[Path]) -> Path | None:
-    """Let the user choose one of several paths on a terminal; else return the first."""
-    if len(paths) < 2 or not sys.stdin.isatty():
-        return paths[0] if paths else None
-    echo(f"{what} (--{what} PATH answers this):")
-    return paths[_prompt(paths, "which?", lowest=1) - 1]
-
-
-def _ask_outside(what: str, paths: Sequence[Path]) -> Path | None:
-    """Let the user choose a path outside of the project on a terminal; else return None."""
-    if not paths or not sys.stdin.isatty():
-        return None
-    echo(f"{what}: none in this directory; outside of it (--{what} PATH answers this):")
-    choice = _prompt(paths, "which? 0 for none", lowest=0)
-    return paths[choice - 1] if choice else None
-
-
-def _prompt(paths: Sequence[Path], question: str, *, lowest: int) -> int:
-    """List numbered paths, and ask until the answer is a number from `lowest`, the default, on."""
-    for number, path in enumerate(paths, start=1):
-        echo(f"  {number}  {show_path(path)}{_remark(path)}")
-    while True:
-        choice: int = typer.prompt(question, default=lowest, type=int)
-        if lowest <= choice <= len(paths):
-            return choice
-
-
-def _remark(path: Path) -> str:
-    lacks_template = path.is_dir() and is_whole_model(path) and not folder.has_chat_template(path)
-    return "  (no chat template)" if lacks_template else ""
-
-
 def _print_found(console: Console, what: str, paths: Sequence[Path], taken: Path | None) -> None:
     """Print the files of a kind, with an arrow at the one that was taken."""
-    if paths and taken is None:
-        console.print(f"{what}: none in this directory. Outside of it, not used:")
-        for path in paths:
-            console.print(f"     {show_path(path)}{_remark(path)}")
-        console.print(f"  to use one: --{what} PATH")
-        return
     console.print(f"{what}: {len(paths) or 'none'} found")
     for path in paths:
         arrow = "->" if path == taken else "  "
-        console.print(f"  {arrow} {show_path(path)}{_remark(path)}")
+        console.print(f"  {arrow} {show_path(path)}{remark(path)}")
     if len(paths) > 1:
         console.print(f"  for another: --{what} PATH")
-
-
-def _count(pairs: Path | None, console: Console) -> int | None:
-    """Print the format of the pairs and return their number, or None if it is unknown."""
-    if pairs is None:
-        return None
-    try:
-        places = Source((pairs,)).look()
-    except DpoError as error:
-        console.print(f"  the pairs cannot be read: {error.message}")
-        console.print(f"  {error.remedy}")
-        return None
-    console.print(f"  {places.numbers:,} rows, read as {places.description}")
-    return places.numbers

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from dpo_cli.commands.console import plain_console
 from dpo_cli.commands.found_files import Chosen, Wanted, choose_files
+from dpo_cli.commands.pair_facts import parse_columns
 from dpo_cli.errors import UsageError
 from dpo_cli.files import write_text_atomically
 from dpo_cli.profile.discover import is_moe_file, minimind_version_of
@@ -75,8 +76,27 @@ def init(
         Path | None,
         typer.Option(
             metavar="DATA",
-            help="Train on these preference pairs: a file or folder. Default: a file with the "
-            "columns of pairs in the working directory or its data folders.",
+            help="Train on these preference pairs: a file, a folder, or hf:ORG/NAME, with "
+            "@REVISION and :CONFIG/SPLIT where needed. Default: a file with the columns of pairs "
+            "in the working directory or its data folders.",
+            show_default=False,
+        ),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Names of the pairs' columns where they differ from the format's: "
+            "prompt=question,chosen=best.",
+            show_default=False,
+        ),
+    ] = None,
+    download: Annotated[
+        bool | None,
+        typer.Option(
+            "--download/--no-download",
+            help="Download a model and a data set on the Hub now. Default: only the first file of "
+            "the data set; dpo check and dpo train download the rest.",
             show_default=False,
         ),
     ] = None,
@@ -130,27 +150,30 @@ def init(
 ) -> None:
     """Write a profile for the model and the preference pairs in this directory.
 
-    The profile has the keys that matter, with values for this model and this number of pairs. A
-    terminal asks where there is a choice; the options answer in advance. Files outside of the
-    directory are taken only if you name them.
+    The profile has the keys that matter, with values for this model and these pairs. A terminal
+    asks where there is a choice, and for what is missing; the options answer in advance. Files
+    outside of the directory are taken only if you name them.
 
-    Example: `dpo init first --model ../minimind --data pairs.jsonl`
+    Example: `dpo init first --model ../minimind --data hf:ORG/NAME`
     """
     path = _target(name, out, force=force)
     console = plain_console()
     script: LoadedProfile | None = None
     if settings is not None:
-        _refuse_other_recipe(recipe, tokenizer)
+        _refuse_other_options(recipe, tokenizer, columns, download)
         draft, origin = _translated(settings, path, template, model, data, console)
     elif template is Template.DEMO:
-        if model or data or tokenizer:
+        if model or data or tokenizer or columns:
             raise UsageError(
-                "--template demo has its own files", "Leave out --model, --data and --tokenizer."
+                "--template demo has its own files",
+                "Leave out --model, --data, --tokenizer and --columns.",
             )
         draft, origin = copy_profile(load_profile(Path(template)), path.parent), "template demo"
     else:
-        wanted = Template.HF if template in _HUGGINGFACE else template
-        chosen = choose_files(Wanted(model, data, tokenizer, wanted), console)
+        names = parse_columns(columns) if columns else {}
+        asked = Template.HF if template in _HUGGINGFACE else template
+        wanted = Wanted(path.stem, model, data, tokenizer, asked, names, download)
+        chosen = choose_files(wanted, console)
         kind = _kind_of(chosen, template)
         shipped = load_profile(Path(kind))
         if kind in _HUGGINGFACE:
@@ -196,18 +219,26 @@ def _translated(
     return translation.draft(), f"{foreign.tool.title}, {foreign.where}"
 
 
-def _refuse_other_recipe(recipe: Recipe, tokenizer: Path | None) -> None:
+def _refuse_other_options(
+    recipe: Recipe, tokenizer: Path | None, columns: str | None, download: bool | None
+) -> None:
     """Refuse options that have no effect on another tool's settings.
 
     Raises:
         UsageError: one of them is given.
     """
-    if recipe is not Recipe.LEARN or tokenizer is not None:
-        option = "--tokenizer" if tokenizer else "--recipe"
-        raise UsageError(
-            f"{option} has no effect on the settings of --from",
-            f"Leave {option} out, and change the profile that is written.",
-        )
+    given = {
+        "--recipe": recipe is not Recipe.LEARN,
+        "--tokenizer": tokenizer is not None,
+        "--columns": columns is not None,
+        "--download": download is not None,
+    }
+    for option, is_given in given.items():
+        if is_given:
+            raise UsageError(
+                f"{option} has no effect on the settings of --from",
+                f"Leave {option} out, and change the profile that is written.",
+            )
 
 
 def _target(name: str, out: Path | None, *, force: bool) -> Path:
@@ -280,8 +311,7 @@ def _for_this_model(draft: Draft, chosen: Chosen) -> Draft:
     if chosen.hub:
         values["model.weights"] = chosen.hub
         notes.pop("model.weights", None)
-    model = chosen.inputs.model_weights
-    longest = longest_input(model) if chosen.is_huggingface and model else None
+    longest = longest_input(chosen.directory) if chosen.directory else None
     if longest is not None and longest < values["data.max_seq_len"]:
         values["data.max_seq_len"] = longest
         notes["data.max_seq_len"] = (f"This model has {longest:,} positions.",)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dpo_cli.machine import IS_WINDOWS
+from dpo_cli.machine import IS_WINDOWS, available_memory
 
 _PROC = Path("/proc")
 """Files of Linux about processes and memory; psutil asks other systems."""
@@ -46,14 +46,7 @@ def free_memory(device: torch.device) -> int:
         module = torch.get_device_module(device)
         unused = module.memory_reserved(device) - module.memory_allocated(device)
         return int(module.mem_get_info(device)[0] + unused)
-    try:
-        lines = (_PROC / "meminfo").read_text(encoding="ascii").splitlines()
-    except FileNotFoundError:
-        import psutil
-
-        return int(psutil.virtual_memory().available)
-    facts = dict(line.split(":", 1) for line in lines)
-    return int(facts["MemAvailable"].split()[0]) * 1024
+    return available_memory(_PROC)
 
 
 def total_memory(device: torch.device) -> int:

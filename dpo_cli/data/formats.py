@@ -18,6 +18,23 @@ _ANSWERS = ("completions", "output", "outputs", "responses", "answers", "candida
 """Column names of lists that are probably several answers to a prompt."""
 
 
+class UnknownColumnsError(DpoError):
+    """Rows whose columns match no format.
+
+    Args:
+        message, remedy: see `DpoError`.
+        names: columns of the rows.
+        lacking: columns of the most similar format that the rows lack.
+    """
+
+    def __init__(
+        self, message: str, remedy: str, names: Sequence[str], lacking: Sequence[str]
+    ) -> None:
+        super().__init__(message, remedy)
+        self.names = tuple(names)
+        self.lacking = tuple(lacking)
+
+
 @dataclass(frozen=True)
 class Format:
     """Format of preference pairs.
@@ -85,9 +102,11 @@ def unknown_format(
     lacking = {name: column for name, column in wanted.items() if name not in has}
     example = ", ".join(f'{name} = "{column}"' for name, column in lacking.items())
     also = f", with data.columns {', '.join(columns)}" if columns else ""
-    return DpoError(
+    return UnknownColumnsError(
         f"{path}: the columns match no known format{also}: {shown}{_lacking(lacking)}",
         f"Map the columns, for example data.columns = {{ {example} }}, or set data.format.",
+        names,
+        tuple(lacking),
     )
 
 

@@ -7,6 +7,7 @@ that no two places disagree. docs/recipes.md has the measurements.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dpo_cli.formatting import format_count
@@ -46,6 +47,12 @@ _MAX_HELD_OUT_SHARE = 1 / 3
 _SMALL_SHARE, _LARGE_SHARE = 0.1, 0.05
 _SMALL_MOST = 100
 """A tenth of the rows is held out up to this number of pairs, then a twentieth if that is more."""
+
+LENGTHS = (256, 512, 1024, 2048)
+"""Proposed values of `data.max_seq_len`. Longer pairs are cut: they take most of the time and of
+the memory."""
+COVERED_SHARE = 0.95
+"""Share of the pairs that the proposed length holds completely."""
 
 SAMPLES = 4
 """Held-out prompts to answer at each evaluation: they show a model that repeats itself."""
@@ -127,6 +134,21 @@ def held_out_fraction(rows: int) -> float:
     # Two digits, or more where two would hold out another number.
     fractions = (round(held_out / rows, digits) for digits in range(2, 18))
     return next(fraction for fraction in fractions if round(fraction * rows) == held_out)
+
+
+def propose_max_seq_len(lengths: Sequence[int]) -> int:
+    """Return the smallest usual length that holds 95 % of the pairs, or the largest.
+
+    Args:
+        lengths: tokens of each pair's longer side, of some of the pairs.
+    """
+    wanted = quantile(lengths, COVERED_SHARE)
+    return next((length for length in LENGTHS if length >= wanted), LENGTHS[-1])
+
+
+def quantile(values: Sequence[int], share: float) -> int:
+    """Return the smallest value that is at least as large as this share of the values."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 def max_learning_rate(parameters: int | None, *, is_lora: bool = False) -> float:

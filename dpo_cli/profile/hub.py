@@ -34,18 +34,22 @@ def fetch(weights: str) -> Path:
         DpoError: see `download`.
     """
     name, _, revision = weights.removeprefix(PREFIX).partition("@")
-    if COMMIT.fullmatch(revision):
-        try:
-            path = download(name, revision, [], "model", local_files_only=True)
-        except DpoError:
-            pass
-        else:
-            if _is_whole(path):
-                return path
+    if COMMIT.fullmatch(revision) and (path := cached(weights)):
+        return path
     path = download(name, revision, _FILES, "model")
     if folder.is_model(path) and not folder.has_weights(path):
         path = download(name, revision, _OTHER_FILES, "model")
     return path
+
+
+def cached(weights: str) -> Path | None:
+    """Return the local directory of a model if it is completely in the cache, without a network."""
+    name, _, revision = weights.removeprefix(PREFIX).partition("@")
+    try:
+        path = download(name, revision, [], "model", local_files_only=True)
+    except DpoError:
+        return None
+    return path if _is_whole(path) else None
 
 
 def at_commit(weights: str, path: Path) -> str:

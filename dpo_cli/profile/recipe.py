@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dpo_cli.formatting import format_count, format_percent
+from dpo_cli.hub.download import is_on_hub
 from dpo_cli.profile import doctrine
 from dpo_cli.profile.doctrine import Proposal
 from dpo_cli.profile.load import LoadedProfile
@@ -34,12 +36,30 @@ _WIDTH = 90
 
 @dataclass(frozen=True)
 class Inputs:
-    """Files of a new profile and number of pairs; None if unknown."""
+    """Files of a new profile, and what is known of them.
+
+    Attributes:
+        model_weights: weights file or directory on this machine; None if unknown.
+        tokenizer: directory; None if unknown, or if the model has its own.
+        pairs: file, folder, or name on the Hub; None if unknown.
+        rows: number of pairs; None if unknown.
+        counted: how `rows` is known, if not by counting.
+        lengths: tokens of the first pairs, see `doctrine.propose_max_seq_len`; empty if unknown.
+        measured: how `lengths` is known.
+        format, columns: values of `data.format` and `data.columns` to write; empty for none.
+        parameters: number of weights of a model that is not on this machine; None if unknown.
+    """
 
     model_weights: Path | None
     tokenizer: Path | None
     pairs: Path | None
     rows: int | None = None
+    counted: str = ""
+    lengths: Sequence[int] = ()
+    measured: str = ""
+    format: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    parameters: int | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +110,7 @@ def minimind_recipe(shipped: LoadedProfile, inputs: Inputs, folder: Path) -> Dra
     if inputs.model_weights:
         values["model.weights"] = inputs.model_weights.name
     values["model.tokenizer"] = _place(inputs.tokenizer, folder, "model")
-    values["data.data_path"] = _place(inputs.pairs, folder, _USUAL_PAIRS)
+    values |= _pairs(inputs, folder)
     paths = {
         "model.out_dir": inputs.model_weights,
         "model.tokenizer": inputs.tokenizer,
@@ -110,7 +130,7 @@ def huggingface_recipe(shipped: LoadedProfile, inputs: Inputs, folder: Path) -> 
         "model.weights": path_value(inputs.model_weights, folder)
         if inputs.model_weights
         else _MODEL,
-        "data.data_path": _place(inputs.pairs, folder, _USUAL_PAIRS),
+        **_pairs(inputs, folder),
     }
     paths = {"model.weights": inputs.model_weights, "data.data_path": inputs.pairs}
     notes = {**learning.notes, **_to_fill_in(paths)}
@@ -147,7 +167,7 @@ def _learning(shipped: LoadedProfile, inputs: Inputs) -> Draft:
     }
     margin = doctrine.saturation_margin(doctrine.BETA, doctrine.REDUCTION, _USUAL_TOKENS)
     why = "the file could not be counted" if inputs.pairs else "no file was found"
-    assumption = "" if inputs.rows else f" (as in MiniMind's own file; {why})"
+    assumption = inputs.counted if inputs.rows else f" (as in MiniMind's own file; {why})"
     notes = {
         "dpo.beta": (
             f"With a sum over {_USUAL_TOKENS} response tokens, the loss gradient halves at a",
@@ -162,7 +182,31 @@ def _learning(shipped: LoadedProfile, inputs: Inputs) -> Draft:
         ),
         "eval.fraction": (*_WATCH, *textwrap.wrap(_caution(proposal), _WIDTH)),
     }
+    if inputs.lengths:
+        values["data.max_seq_len"] = doctrine.propose_max_seq_len(inputs.lengths)
+        notes["data.max_seq_len"] = (_describe_lengths(inputs),)
     return Draft(values, notes, _caution(proposal))
+
+
+def _describe_lengths(inputs: Inputs) -> str:
+    """Return the lengths of the first pairs, from which `data.max_seq_len` follows."""
+    lengths = inputs.lengths
+    return (
+        f"First {format_count(len(lengths), 'pair')}: median {doctrine.quantile(lengths, 0.5):,}"
+        f" tokens, {format_percent(doctrine.COVERED_SHARE, 0)} up to"
+        f" {doctrine.quantile(lengths, doctrine.COVERED_SHARE):,}, longest {max(lengths):,}"
+        f" ({inputs.measured})."
+    )
+
+
+def _pairs(inputs: Inputs, folder: Path) -> dict[str, Any]:
+    """Return the values about the pairs."""
+    values: dict[str, Any] = {"data.data_path": _place(inputs.pairs, folder, _USUAL_PAIRS)}
+    if inputs.format:
+        values["data.format"] = inputs.format
+    if inputs.columns:
+        values["data.columns"] = dict(inputs.columns)
+    return values
 
 
 def _limits(proposal: Proposal, *, is_lora: bool) -> Sequence[str]:
@@ -190,17 +234,22 @@ def _caution(proposal: Proposal) -> str:
 
 
 def _parameters(inputs: Inputs) -> int | None:
+    path = inputs.model_weights
+    return inputs.parameters if path is None else count_parameters(path)
+
+
+def count_parameters(path: Path) -> int | None:
     """Return the number of weights, by the headers of safetensors files or the size of others.
 
     Other files are taken to have two bytes per weight. One with four, or with the tied embeddings
     twice, counts as a larger model, which is the safe side. None if there are no files, or if a
     header cannot be read.
+
+    Args:
+        path: weights file, or Hugging Face directory.
     """
     from safetensors import SafetensorError  # here, because most commands need no safetensors
 
-    path = inputs.model_weights
-    if path is None:
-        return None
     if path.is_file():
         return path.stat().st_size // 2
     try:
@@ -229,6 +278,8 @@ def _to_fill_in(paths: Mapping[str, Path | None]) -> dict[str, Sequence[str]]:
 
 
 def _place(path: Path | None, folder: Path, usual: str) -> str:
+    if path is not None and is_on_hub(path):
+        return str(path)
     return path_value(path, folder) if path else f"../{usual}"
 
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from dpo_cli.commands import missing_files
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.schema import Profile
 from tests.commands.conftest import Cli
-from tests.support.cli import environment
+from tests.support.cli import REPOSITORY, environment
 
 ROW = json.dumps({"prompt": "p", "chosen": "c", "rejected": "r"}) + "\n"
+LONG_ROW = json.dumps({"prompt": "p " * 2000, "chosen": "c", "rejected": "r"}) + "\n"
+HUB_MODEL = ("--model", "hf:ORG/NAME")
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +111,7 @@ def test_a_huggingface_model_is_filled_in(dpo: Cli, here: Path) -> None:
     """Its tokenizer is its own. A base model without a chat template comes last."""
     model(here / "a-base", template=False)
     model(here / "models/Qwen3", positions=512)
-    (here / "prefs.jsonl").write_text(ROW * 400)
+    (here / "prefs.jsonl").write_text(LONG_ROW * 400)
     code, out, err = dpo("init", "my")
     assert (code, err) == (0, "")
     assert out.splitlines() == [
@@ -147,39 +152,55 @@ def test_pairs_are_known_by_their_columns(dpo: Cli, here: Path, name: str) -> No
     (here / "notes.jsonl").write_text('{"text": "a"}\n')
     (here / "runs").mkdir()
     (here / "runs/dpo.jsonl").write_text(ROW)
-    assert f"  -> {name}" in dpo("init", "my")[1].splitlines()
+    assert f"  -> {name}" in dpo("init", "my", *HUB_MODEL)[1].splitlines()
     assert written().data.data_path == path
 
 
 def test_parquet_is_known_by_its_columns(dpo: Cli, here: Path) -> None:
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     parquet.write_table(arrow.Table.from_pylist([json.loads(ROW)] * 3), here / "pairs.parquet")
-    assert "  3 rows, read as plain" in dpo("init", "my")[1]
+    assert "  3 rows, read as plain" in dpo("init", "my", *HUB_MODEL)[1]
     assert written().data.data_path == here / "pairs.parquet"
 
 
 def test_a_file_for_training_comes_before_one_for_evaluation(dpo: Cli, here: Path) -> None:
     for name in ("eval.jsonl", "train.jsonl", "my_dpo_test.jsonl"):
         (here / name).write_text(ROW)
-    assert "  -> train.jsonl" in dpo("init", "my")[1]
+    assert "  -> train.jsonl" in dpo("init", "my", *HUB_MODEL)[1]
     (here / "x_dpo.jsonl").write_text(ROW)
-    assert "  -> x_dpo.jsonl" in dpo("init", "other")[1]
+    assert "  -> x_dpo.jsonl" in dpo("init", "other", *HUB_MODEL)[1]
 
 
-def test_nothing_outside_of_the_project_is_taken(dpo: Cli, here: Path) -> None:
+def test_nothing_outside_of_the_project_is_taken(
+    dpo: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkout(here.parent / "minimind", "full_sft_512.pth")
     model(here.parent / "SmolLM2")
     (here / "pairs.jsonl").write_text(ROW)
-    code, out, _ = dpo("init", "my")
-    assert code == 0
-    assert out.splitlines()[:4] == [
-        "model: none in this directory. Outside of it, not used:",
-        "     ../minimind/out/full_sft_512.pth",
-        "     ../SmolLM2",
-        "  to use one: --model PATH",
+    monkeypatch.setattr(missing_files, "available_memory", lambda: 4 << 30)
+    code, out, err = dpo("init", "my")
+    assert (code, out) == (2, "")
+    assert err.splitlines() == [
+        "error: no model in this directory",
+        "  models outside of it: ../minimind/out/full_sft_512.pth, ../SmolLM2",
+        "  models on the Hub that 4.3 GB of free memory can train:"
+        " hf:jingyaogong/MiniMind2-Small (26M), hf:jingyaogong/minimind-3 (64M),"
+        " hf:jingyaogong/MiniMind2 (104M), hf:HuggingFaceTB/SmolLM2-135M-Instruct (134M)",
+        "help: Name MODEL, a path or hf:ORG/NAME: dpo init my --model MODEL"
+        "  To try dpo without files: dpo init my --template demo",
     ]
-    assert "not found, fill in: model.out_dir, model.tokenizer" in out
-    assert written().data.data_path == here / "pairs.jsonl"
+    assert not Path("profiles").exists()
+
+
+def test_nothing_at_all_is_one_error_with_the_options(dpo: Cli, here: Path) -> None:
+    (here / "notes.jsonl").write_text('{"text": "a"}\n')
+    code, out, err = dpo("init", "my")
+    assert (code, out) == (2, "")
+    lines = err.splitlines()
+    assert lines[0] == "error: no model and no preference pairs in this directory"
+    assert "  without columns of preference pairs: notes.jsonl" in lines
+    assert "dpo init my --model MODEL --data DATA" in lines[-1]
+    assert any("hf:hiyouga/DPO-En-Zh-20k:zh (10,000 pairs, Chinese)" in line for line in lines)
 
 
 def test_a_model_may_be_named(dpo: Cli, here: Path) -> None:
@@ -229,6 +250,8 @@ def test_a_checkout_lends_its_pairs_only_where_there_are_no_others(dpo: Cli, her
         (["--out", "x.json"], "--out x.json: a profile is a .toml file"),
         (["--out", "no/such/x.toml"], "--out: no/such does not exist"),
         (["--template", "hf", "--recipe", "minimind"], "trains only MiniMind models"),
+        (["--columns", "a"], "--columns: 'a' is not NAME=COLUMN"),
+        (["--columns", "a=b"], "--columns: no format has a column 'a'"),
     ],
 )
 def test_a_wrong_name_is_an_error(dpo: Cli, here: Path, arguments: list[str], message: str) -> None:
@@ -250,7 +273,7 @@ def test_a_folder_of_pairs_may_be_named(dpo: Cli, here: Path) -> None:
     (here / "parts").mkdir()
     for name in "ab":
         (here / f"parts/{name}.jsonl").write_text(ROW * 2)
-    assert "  4 rows, read as" in dpo("init", "my", "--data", "parts")[1]
+    assert "  4 rows, read as" in dpo("init", "my", "--data", "parts", *HUB_MODEL)[1]
     assert written().data.data_path == here / "parts"
 
 
@@ -264,23 +287,55 @@ def test_the_template_chooses_among_the_files(dpo: Cli, here: Path) -> None:
     assert written("third").export.prefix == "dpo"
 
 
-def test_unreadable_pairs_do_not_stop_init(dpo: Cli, here: Path) -> None:
+def test_pairs_that_cannot_be_read(dpo: Cli, here: Path) -> None:
     checkout(here, "full_sft_512.pth")
-    (here / "dataset/dpo.jsonl").write_text('{"a": 1}\n')
-    code, out, _ = dpo("init", "my")
-    assert code == 0
-    assert "no columns of preference pairs: dataset/dpo.jsonl" in out
-    assert "not found, fill in: data.data_path" in out
-    code, out, _ = dpo("init", "other", "--data", "dataset/dpo.jsonl")
+    (here / "dataset/dpo.jsonl").write_text('{"a": "p", "b": "c", "c": "r"}\n')
+    code, _, err = dpo("init", "my")
+    assert code == 2
+    assert "error: no preference pairs in this directory" in err
+    assert "without columns of preference pairs: dataset/dpo.jsonl" in err
+    named = ("--data", "dataset/dpo.jsonl")
+    code, out, _ = dpo("init", "other", *named)
     assert code == 0
     assert "the pairs cannot be read: " in out
     assert "the columns match no known format: 'a'" in out
-    assert "data.columns = {" in out
+    assert "Name the columns: --columns prompt=COLUMN,chosen=COLUMN,rejected=COLUMN." in out
     assert written("other").data.data_path == here / "dataset/dpo.jsonl"
+    code, out, _ = dpo("init", "third", *named, "--columns", "prompt=a,chosen=b,rejected=c")
+    assert "  1 row, read as plain (TRL's standard, explicit prompt), JSONL" in out
+    assert written("third").data.columns == {"prompt": "a", "chosen": "b", "rejected": "c"}
 
 
-def test_what_is_not_found_is_to_be_filled_in(dpo: Cli) -> None:
-    code, out, _ = dpo("init", "my")
+def test_the_length_follows_from_the_pairs(dpo: Cli, here: Path) -> None:
+    (here / "pairs.jsonl").write_text(ROW * 300 + LONG_ROW * 9)
+    dpo("init", "short", *HUB_MODEL)
+    assert written("short").data.max_seq_len == 256  # of the first 200 pairs
+    (here / "pairs.jsonl").write_text(LONG_ROW * 9 + ROW * 100)
+    dpo("init", "long", *HUB_MODEL)
+    assert written("long").data.max_seq_len == 2048
+    assert (
+        "# First 109 pairs: median 18 tokens, 95 % up to 1,351, longest 1,351 (estimated from"
+        " characters)." in Path("profiles/long.toml").read_text()
+    )
+    (here / "pairs.jsonl").write_text(LONG_ROW.replace("p p", "p p p p p"))
+    assert dpo("init", "longest", *HUB_MODEL)[0] == 0
+    assert written("longest").data.max_seq_len == 2048
+    dpo("init", "script", "--template", "dense", "--recipe", "minimind")
+    assert written("script").data.max_seq_len == 1024  # as in the script
+
+
+def test_a_tokenizer_counts_the_tokens(dpo: Cli, here: Path) -> None:
+    checkout(here, "full_sft_512.pth")
+    shutil.copytree(REPOSITORY / "demo/tokenizer", here / "model", dirs_exist_ok=True)
+    (here / "dataset/dpo.jsonl").write_text(ROW.replace('"p"', '"Say goodbye to Anna."') * 9)
+    dpo("init", "my")
+    text = Path("profiles/my.toml").read_text()
+    # 14 tokens, and 8 of the template for each of the two messages
+    assert re.search(r"# First 9 pairs: median 30 tokens, .* \(by its tokenizer\)\.\n", text)
+
+
+def test_a_template_can_be_filled_in(dpo: Cli) -> None:
+    code, out, _ = dpo("init", "my", "--template", "dense")
     assert code == 0
     assert out.splitlines()[-2:] == [
         "not found, fill in: model.out_dir, model.tokenizer, data.data_path",
@@ -300,7 +355,7 @@ def test_a_profile_is_never_written_over_without_force(dpo: Cli) -> None:
     assert "profiles/my.toml exists" in err
     assert Path("profiles/my.toml").read_text() == "mine"
     assert not Path("profiles/dpo.schema.json").exists()
-    assert dpo("init", "my", "--force")[0] == 0
+    assert dpo("init", "my", "--template", "demo", "--force")[0] == 0
     assert written()
 
 
@@ -317,7 +372,7 @@ def test_a_file_in_the_place_of_the_folder(dpo: Cli) -> None:
 
 
 def test_a_suffix_may_be_typed(dpo: Cli) -> None:
-    assert dpo("init", "my.toml")[0] == 0
+    assert dpo("init", "my.toml", "--template", "demo")[0] == 0
     assert written()
 
 
@@ -342,9 +397,9 @@ def test_the_short_and_the_full_profile_are_one(dpo: Cli, here: Path) -> None:
     assert 'prefix = "dpo"  # minimind: "dpo"' in full
 
 
-def answers(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> list[str]:
+def answers(monkeypatch: pytest.MonkeyPatch, *answers: int | str) -> list[str]:
     """Answer the questions of a terminal; returns the questions as they are asked."""
-    waiting, asked = iter(numbers), list[str]()
+    waiting, asked = iter(answers), list[str]()
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("typer.prompt", lambda text, **_: (asked.append(text), next(waiting))[1])
     return asked
@@ -370,13 +425,39 @@ def test_on_a_terminal_files_outside_are_offered(
     dpo: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkout(here.parent / "minimind", "full_sft_512.pth")
-    asked = answers(monkeypatch, 1, 0)
+    asked = answers(monkeypatch, "nowhere", 1, 1)
     code, out, _ = dpo("init", "my")
     assert code == 0
-    assert asked == ["which? 0 for none"] * 2
+    assert asked == ["a number, a path or hf:ORG/NAME"] * 3
+    lines = out.splitlines()
+    assert lines[0] == "model: none in this directory. Some choices (--model answers this):"
+    assert lines[1] == "  1  ../minimind/out/full_sft_512.pth"
+    assert lines[2].startswith("  2  hf:jingyaogong/MiniMind2-Small ")
+    assert any(line.startswith("  --model nowhere does not exist. ") for line in lines)
     assert written().model.out_dir == here.parent / "minimind/out"
     assert written().model.tokenizer == here.parent / "minimind/model"
-    assert "not found, fill in: data.data_path" in out
+
+
+def test_on_a_terminal_nothing_at_all_is_asked_for(
+    dpo: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far = here.parent / "elsewhere.jsonl"
+    far.write_text('{"q": "p", "good": "c", "bad": "r"}\n')
+    asked = answers(monkeypatch, "hf:jingyaogong/MiniMind2-Small@main", str(far), 1, 2, 3)
+    monkeypatch.setattr("typer.confirm", lambda text, **_: (asked.append(text), False)[1])
+    code, out, err = dpo("init", "my")
+    assert (code, err) == (0, "")
+    assert asked == [
+        *["a number, a path or hf:ORG/NAME"] * 2,
+        "download hf:jingyaogong/MiniMind2-Small@main now (--download answers this)?",
+        *["which?"] * 3,
+    ]
+    assert "  column of chosen (--columns chosen=COLUMN answers this):" in out
+    profile = written()
+    assert profile.model.weights == "hf:jingyaogong/MiniMind2-Small@main"
+    assert profile.train.learning_rate == 5e-6  # the number of weights is known
+    assert profile.data.data_path == far
+    assert profile.data.columns == {"prompt": "q", "chosen": "good", "rejected": "bad"}
 
 
 def test_the_options_answer_in_advance(
@@ -435,6 +516,15 @@ def test_settings_of_another_tool(dpo: Cli, here: Path) -> None:
     text = Path("profiles/my.toml").read_text()
     assert 'loss = "hinge"  # trl: loss_type\n' in text
     assert "learning_rate = 5e-7  # trl: learning_rate\n" in text
+
+
+def test_settings_of_another_tool_with_data_of_the_hub(dpo: Cli, here: Path) -> None:
+    (here / "config.yaml").write_text("loss_type: hinge\nmodel_name_or_path: me/base\n")
+    names = ("--model", "hf:me/other@v2", "--data", "hf:me/pairs:en/train")
+    code, _, err = dpo("init", "my", "--from", "trl:config.yaml", *names)
+    assert (code, err) == (0, "")
+    assert written().model.weights == "hf:me/other@v2"
+    assert str(written().data.data_path) == "hf:me/pairs:en/train"
 
 
 def test_a_quoted_command_line(dpo: Cli, here: Path) -> None:

@@ -1,54 +1,88 @@
-"""`dpo init --from`: each tool's settings train a tiny model."""
+"""`dpo init --from`: each tool's settings train a tiny model, TRL's with the losses of TRL."""
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from dpo_cli.profile.load import load_profile
 from tests.commands.conftest import Cli
-from tests.support.cli import Run
-from tests.support.cli import dpo as dpo_process
+from tests.support.family_runs import MODEL as TINY
 from tests.support.family_runs import make
+from tests.support.trl_run import MODEL, SETTINGS, STEPS, write_pairs
+from tests.support.worker_runs import train_profile
 
-SETTINGS = {
-    "trl": {
-        "model_name_or_path": "models/model",
-        "train_file": "dpo.jsonl",
-        "loss_type": ["sigmoid", "bco_pair"],
-        "loss_weights": [0.8, 0.2],
-        "beta": 0.2,
-        "max_length": 256,
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 2,
-        "num_train_epochs": 1,
-        "learning_rate": "1e-5",
-        "lora_r": 8,
-        "weight_decay": 0.0,
-    },
+FOREIGN = Path(__file__).parents[1] / "profile/foreign"
+EXAMPLES = {
+    "trl": "trl.yaml",
+    "llama-factory": "llama_factory.yaml",
+    "axolotl": "axolotl.yaml",
+    "swift": "swift.sh",
+    "torchtune": "torchtune.yaml",
+    "open-instruct": "open_instruct.yaml",
+    "unsloth": "unsloth_cell.txt",
 }
+"""Examples as the documentation of the tools has them, with a few more settings."""
+MINIMIND = "python train_dpo.py --epochs 1 --batch_size 4 --learning_rate 4e-8 --max_seq_len 1024"
 
 
-@pytest.mark.parametrize("tool", list(SETTINGS))
-def test_a_tiny_model_trains(
-    tool: str, dpo: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_losses_are_those_of_trl(
+    shared: Path, dpo: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Ten steps of TRL's own trainer, as benchmarks/trl_run.py records them."""
+    recorded: dict[str, Any] = json.loads(Path(__file__).with_name("trl_losses.json").read_text())
+    monkeypatch.chdir(tmp_path)
+    write_pairs(shared, Path("pairs.jsonl"))
+    files = {"model_name_or_path": str(shared / MODEL), "train_file": "pairs.jsonl"}
+    Path("trl.yaml").write_text(yaml.safe_dump({**files, **SETTINGS}))
+    code, _, err = dpo("init", "moved", "--from", "trl.yaml")
+    assert (code, err) == (0, "")
+    run = train_profile(tmp_path / "runs", "trl", "profiles/moved.toml", **{"train.device": "cpu"})
+    losses = recorded["losses"]
+    assert len(losses) == len(run.losses) == STEPS
+    assert max(losses) - min(losses) > 0.3  # the policy moves far
+    assert run.losses == pytest.approx(losses, abs=1e-4)
+
+
+def test_the_examples_of_all_tools_train_a_tiny_model(
+    shared: Path, dpo: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their own models and data are replaced, which --model and --data are for."""
     make(tmp_path, "llama")
     monkeypatch.chdir(tmp_path)
-    Path("config.yaml").write_text(yaml.safe_dump(SETTINGS[tool]))
-    code, _, err = dpo("init", "moved", "--from", f"{tool}:config.yaml")
-    assert (code, err) == (0, "")
-    assert load_profile(Path("profiles/moved.toml")).profile.dpo.losses == {
-        "sigmoid": 0.8,
-        "bco_pair": 0.2,
+    cheap = {
+        "data.columns": "{}",
+        "data.format": "auto",
+        "eval.path": "dpo.jsonl",
+        "eval.fraction": 0.0,
+        "launch.nproc_per_node": 1,
+        "train.accumulation_steps": 2,
+        "train.batch_size": 2,
+        "train.device": "cpu",
+        "train.dtype": "float32",
+        "train.epochs": 1,
+        "train.learning_rate": 1e-4,
     }
-    done = dpo_process(*("train", "profiles/moved.toml", "--set", "train.device=cpu"), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    run = Run.only(tmp_path)
-    losses = run.losses
-    assert (len(run.steps), len(losses)) == (4, 8)  # 16 pairs, in steps of 2 x 2
-    # Policy and reference agree before the first step: ln 2 for DPO, 2 ln 2 for BCO.
-    assert losses[0] == pytest.approx((0.8 + 2 * 0.2) * math.log(2), abs=1e-6)
+    seed = {
+        "model.hidden_size": 64,
+        "model.num_hidden_layers": 2,
+        "model.tokenizer": shared / "tokenizer/minimind2",
+    }
+    weights = shared / "golden/train/seed/full_sft_64.pth"
+    shutil.copy(FOREIGN / EXAMPLES["unsloth"], "unsloth.py")
+    places = {**{tool: FOREIGN / file for tool, file in EXAMPLES.items()}, "unsloth": "unsloth.py"}
+    cases = {tool: (f"{tool}:{place}", TINY, {}) for tool, place in places.items()}
+    cases["minimind"] = (MINIMIND, weights, seed)
+    for tool, (source, model, more) in cases.items():
+        named = ("--model", str(model), "--data", "dpo.jsonl")
+        code, _, err = dpo("init", tool, "--from", source, *named)
+        assert (code, err) == (0, ""), tool
+        run = train_profile(tmp_path / "runs", tool, f"profiles/{tool}.toml", **cheap, **more)
+        assert len(run.steps) == 4, tool
+        assert all(map(math.isfinite, run.losses)), tool
+        assert run.losses[0] != run.losses[-1], tool

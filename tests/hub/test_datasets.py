@@ -253,7 +253,9 @@ def test_a_preview_downloads_one_file(shape: str, hub: Hub, rows: list[Row]) -> 
     shards = len(fetch_data(name).files)
     assert found.is_estimate == (shards > 1 and shape != "ultrafeedback")
     assert abs(found.rows - 24) <= (12 if found.is_estimate else 0)
-    assert 0 < found.median_characters <= found.most_characters
+    lengths = found.lengths(len)
+    assert len(lengths) == len(found.pairs)
+    assert min(lengths) > 2 * 8  # two messages or more, each with the tokens of a template
 
 
 def test_a_preview_of_a_file_counts_its_rows(tmp_path: Path) -> None:
@@ -264,7 +266,7 @@ def test_a_preview_of_a_file_counts_its_rows(tmp_path: Path) -> None:
         302, False, "plain", 200,
     )  # fmt: skip
     assert found.columns == ("prompt", "chosen", "rejected")
-    assert (found.median_characters, found.most_characters) == (2, 2)
+    assert {*found.lengths(len)} == {2 + 2 * 8}
     assert found.description == "plain (TRL's standard, explicit prompt), JSONL (2 files)"
 
 

@@ -17,6 +17,7 @@ ALWAYS = ("tests/test_architecture.py", "tests/test_docs.py", "tests/test_style.
 SLOW = {
     "tests/alerts/test_real_runs.py": "trains a run for each alert",
     "tests/commands/test_bad_input.py": "starts `dpo` once for each bad input",
+    "tests/commands/test_init_from.py": "trains with the settings of each tool",
     "tests/compute/test_cpu_math.py": "starts a process for each order of first calls",
     "tests/cuda/test_steps.py": "takes real steps on a GPU that only counts",
     "tests/data/test_encoding.py": "encodes all real rows with each tokenizer",
@@ -24,6 +25,7 @@ SLOW = {
     "tests/distributed/test_ranks.py": "trains with two and three ranks",
     "tests/export/test_directories.py": "trains and exports four models",
     "tests/faults/": "kills and resumes runs",
+    "tests/hub/test_training.py": "trains on each shape of data",
     "tests/machines/test_platforms.py": "trains, resumes and runs each command on stub platforms",
     "tests/training/test_compile.py": "compiles models",
     "tests/training/test_evaluation.py": "trains a run for each layout and version",

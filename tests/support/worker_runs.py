@@ -38,7 +38,13 @@ def train(shared: Path, root: Path, profile: str, dtype: str, **changes: str) ->
         "train.learning_rate": 1e-4,
         **changes,
     }
-    loaded = load_profile(Path(profile), [f"{key}={value}" for key, value in keys.items()])
-    directory = RunDirectory.create(root, dtype, to_toml(loaded.profile))
+    return train_profile(root, dtype, profile, **keys)
+
+
+def train_profile(root: Path, name: str, profile: str | Path, **settings: object) -> Run:
+    """Train with a shipped profile or a file, and settings by dotted key."""
+    words = [f"{key}={value}" for key, value in settings.items()]
+    loaded = load_profile(Path(profile), words)
+    directory = RunDirectory.create(root, name, to_toml(loaded.profile))
     assert session.train_run(directory.path, NeverStopped()) is ExitCode.DONE
     return Run(directory)

@@ -34,7 +34,7 @@ SHORTER = {"train.epochs": 6}
 def real_run(shared: Path, folder: Path) -> list[str]:
     """The really trained mixture of experts on real pairs, cut short."""
     rows = (shared / "data/dpo_en_zh_400.jsonl").read_text("utf-8").splitlines(keepends=True)
-    (folder / "dpo.jsonl").write_text("".join(rows[:240]), "utf-8")
+    (folder / "dpo.jsonl").write_text("".join(rows[:120]), "utf-8")
     keys = {
         "model.out_dir": shared / "checkpoints",
         "model.weights": "full_sft_256_moe.pth",

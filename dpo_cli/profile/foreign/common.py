@@ -231,6 +231,11 @@ TRAINING: Mapping[str, Rule] = {
     "adam_epsilon": to("train.adam_epsilon", number),
     "max_grad_norm": to("train.grad_clip", number),
     "seed": to("train.seed", whole),
+    "train_sampling_strategy": choice(
+        "data.shuffle",
+        {"random": True, "sequential": False},
+        "pairs of like length are computed together in any order",
+    ),
     "bf16": bf16,
     "fp16": fp16,
     "tf32": to("train.tf32", switch),

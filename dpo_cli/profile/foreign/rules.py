@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dpo_cli.hub.download import is_on_hub
 from dpo_cli.profile.folder import exists
 from dpo_cli.profile.text import path_value
 
@@ -215,6 +216,8 @@ def on_hub(name: str) -> bool:
 
 def place(name: str, context: Context) -> str:
     """Return a path for the profile if there is such a file, else "hf:NAME" for a Hub name."""
+    if is_on_hub(name):
+        return name
     name = name.rstrip("/") or name
     if context.find(name) is None and on_hub(name):
         return f"hf:{name}"

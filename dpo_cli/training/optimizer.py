@@ -155,7 +155,7 @@ def require_optimizer(train: Train) -> None:
     if train.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise DpoError(
             'train.optimizer = "adamw8bit" needs the package bitsandbytes, which is not installed',
-            "pip install 'dpo-cli[8bit]'",
+            "Run pip install '.[8bit]' in a clone of this repository.",
         )
     name, version = _NEEDED_TORCH.get(train.optimizer, ("AdamW", ""))
     if not hasattr(torch.optim, name):

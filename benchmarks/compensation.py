@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from dpo_cli.models.loading import build_model, load_model_weights
+from dpo_cli.profile.train import Train
 from dpo_cli.training.optimizer import make_optimizer, set_learning_rate
 
 
@@ -32,7 +33,7 @@ def main() -> None:
     model_weights = load_model_weights(options.model_weights, {})
     models = [build_model(model_weights.architecture, model_weights.state) for _ in range(2)]
     optimizers = [
-        make_optimizer(model.parameters(), kahan_summation=kahan_summation)
+        make_optimizer(model.parameters(), Train(kahan_summation=kahan_summation))
         for model, kahan_summation in zip(models, (False, True), strict=True)
     ]
     seconds: list[list[float]] = []

@@ -38,6 +38,7 @@ from dpo_cli.models.minimind import MiniMind
 from dpo_cli.models.rounding import Rounding, round_weights
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.resolved import to_toml
+from dpo_cli.profile.train import Train
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import StepDone, history
 from dpo_cli.training import session, setup
@@ -69,7 +70,7 @@ class Shadows:
     def __init__(self, weights: list[Parameter]) -> None:
         self.kahan_summation = [Parameter(weight.detach().clone()) for weight in weights]
         self.exact = [Parameter(weight.detach().double()) for weight in weights]
-        self.compensating = make_optimizer(self.kahan_summation, kahan_summation=True)
+        self.compensating = make_optimizer(self.kahan_summation, Train(kahan_summation=True))
         self._optimizers = [
             (self.compensating, self.kahan_summation),
             (make_optimizer(self.exact), self.exact),
@@ -130,8 +131,8 @@ def train(options: argparse.Namespace, folder: Path, learning_rate: float) -> tu
     )
     followed: list[Shadows] = []
 
-    def make_followed(parameters: Any, **settings: Any) -> torch.optim.AdamW:
-        optimizer = make_optimizer(parameters, **settings)
+    def make_followed(parameters: Any, *settings: Any) -> torch.optim.Optimizer:
+        optimizer = make_optimizer(parameters, *settings)
         followed.append(Shadows(optimizer.param_groups[0]["params"]))
         optimizer.register_step_pre_hook(followed[0].follow)
         return optimizer

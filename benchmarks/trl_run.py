@@ -3,16 +3,13 @@
     .venv-bench/bin/python benchmarks/trl_run.py ../shared
 
 writes tests/commands/trl_losses.json. Model, pairs and settings are those of
-tests/support/trl_run.py, in float32 on one thread of a CPU. "losses" has the learning rates of
-`train.schedule = "minimind3"`; "own_schedule" those of transformers' cosine_with_min_lr, which is
-one step behind.
+tests/support/trl_run.py, in float32 on one thread of a CPU.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
-import math
 import sys
 import tempfile
 from pathlib import Path
@@ -21,7 +18,6 @@ import torch
 import transformers
 import trl
 from datasets import load_dataset
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
@@ -30,21 +26,8 @@ sys.path.insert(0, str(ROOT))
 from tests.support.trl_run import MODEL, SETTINGS, STEPS, write_pairs  # noqa: E402
 
 
-class Trainer(DPOTrainer):
-    """Trainer with the schedule of a profile."""
-
-    def create_scheduler(self, num_training_steps: int, optimizer: object = None) -> object:
-        """Return the cosine to a tenth whose last step has the lowest rate."""
-
-        def factor(step: int) -> float:
-            return 0.1 + 0.45 * (1 + math.cos(math.pi * (step + 1) / num_training_steps))
-
-        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
-        return self.lr_scheduler
-
-
 def main() -> None:
-    """Train with both schedules."""
+    """Train, and record the losses."""
     shared = Path(sys.argv[1])
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -55,20 +38,19 @@ def main() -> None:
             "trl": trl.__version__,
             "transformers": transformers.__version__,
             "torch": torch.__version__,
-            "losses": train(Trainer, shared / MODEL, pairs, folder),
-            "own_schedule": train(DPOTrainer, shared / MODEL, pairs, folder),
+            "losses": train(shared / MODEL, pairs, folder),
         }
     path = ROOT / "tests/commands/trl_losses.json"
     path.write_text(json.dumps(recorded, indent=1) + "\n")
 
 
-def train(kind: type[DPOTrainer], model: Path, pairs: Path, folder: str) -> list[float]:
+def train(model: Path, pairs: Path, folder: str) -> list[float]:
     """Train one epoch, and return the loss of each step."""
     config = DPOConfig(
         output_dir=folder, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True,
         logging_steps=1, gradient_checkpointing=False, **SETTINGS,
     )  # fmt: skip
-    trainer = kind(
+    trainer = DPOTrainer(
         AutoModelForCausalLM.from_pretrained(model, dtype="float32"),
         args=config,
         train_dataset=load_dataset("json", data_files=str(pairs), split="train", cache_dir=folder),

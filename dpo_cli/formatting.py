@@ -53,8 +53,8 @@ def format_percent(share: float, decimals: int | None = None) -> str:
 
 
 def format_rate(number: float) -> str:
-    """Return a small number with two digits: 1.1e-8, where Python writes 1.1e-08."""
-    return f"{number:.1e}".replace("e-0", "e-")
+    """Return a small number with two digits: 1.1e-8, where Python writes 1.1e-08; 0 as it is."""
+    return f"{number:.1e}".replace("e-0", "e-") if number else "0"
 
 
 def format_progress(done: int, total: int | None) -> str:

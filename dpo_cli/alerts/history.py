@@ -31,6 +31,7 @@ class RunFacts:
         vocab_size: number of entries of the policy's vocabulary.
         saturation_margin: see `dpo_cli.profile.doctrine.saturation_margin`.
         export_dtype: dtype of the exported weights file.
+        adam_epsilon: epsilon of AdamW; 0 with another optimizer.
         keeps_small_updates: stochastic rounding keeps in that file what the nearest value loses.
         state_bytes: bytes that one save writes.
         threads: number of CPU threads.
@@ -46,6 +47,7 @@ class RunFacts:
     threads: int
     rows_of: Callable[[int, int], str]
     keeps_small_updates: bool = False
+    adam_epsilon: float = 1e-8
 
 
 @dataclass

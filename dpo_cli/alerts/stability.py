@@ -15,10 +15,6 @@ VANISHED = 1e-3
 """Share of the largest gradient norm at the start, below which the gradient is noise."""
 MEMORIZED = 0.01
 """Share of the first loss, below which the model has memorized the pairs."""
-ADAM_EPSILON = 1e-8
-"""Epsilon of AdamW, torch's default. A gradient of this size moves its weight by half a learning
-rate, a smaller one by less (Kingma and Ba 2015, algorithm 1)."""
-
 SPIKE_SIGMA = 10.0
 """Standard deviations above the median of the micro-batches before."""
 SPIKE_TIMES = 2.0
@@ -39,9 +35,10 @@ def gradient(history: RunHistory, facts: RunFacts) -> Alert | None:
         return None
     norms, now = history.first_values("grad_norm"), median(history.recent_values("grad_norm"))
     loss, first_loss = fmean(history.recent_values("loss")), history.first[0].metrics["loss"]
-    # Root mean square of the gradient of one weight, to compare with AdamW's epsilon.
+    # Root mean square of the gradient of one weight. A gradient as small as AdamW's epsilon moves
+    # its weight by half a learning rate, a smaller one by less (Kingma and Ba 2015, algorithm 1).
     step, per_weight = history.last.step, now / math.sqrt(facts.recipe.parameters)
-    if per_weight < ADAM_EPSILON or now < VANISHED * max(norms):
+    if per_weight < facts.adam_epsilon or now < VANISHED * max(norms):
         if loss < MEMORIZED * first_loss:
             return Alert(
                 code="gradient-vanishing",
@@ -51,12 +48,12 @@ def gradient(history: RunHistory, facts: RunFacts) -> Alert | None:
                 remedy="Stop here, or train again on more pairs, for fewer epochs, or with a"
                 " smaller learning rate.",
             )
-        if per_weight < ADAM_EPSILON:
+        if per_weight < facts.adam_epsilon:
             return Alert(
                 code="gradient-vanishing",
                 message=f"step {step}: the gradient norm is {now:.1e}, {per_weight:.0e} per weight:"
-                f" below AdamW's epsilon of {ADAM_EPSILON:.0e}, so weights move by less than the"
-                " learning rate",
+                f" below AdamW's epsilon of {facts.adam_epsilon:.0e}, so weights move by less than"
+                " the learning rate",
                 remedy="Raise dpo.beta: the gradient is proportional to it.",
             )
     if not history.is_comparable:

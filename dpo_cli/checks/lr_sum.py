@@ -108,7 +108,11 @@ def distance_to_change(weights: Tensor, dtype: torch.dtype) -> Tensor:
 def check_lr_sum(reporter: Reporter, inputs: RunInputs) -> LrSum:
     """Report how many weights can change in the exported file, and where the loss saturates."""
     if inputs.profile.lora.is_on:
-        return _check_lora(reporter, inputs)
+        what = "of an adapter: its product with the input changes the weights"
+        return _without_shares(reporter, inputs, what)
+    if (optimizer := inputs.profile.train.optimizer) != "adamw":
+        what = f"of {optimizer}, whose updates have other sizes than the learning rate"
+        return _without_shares(reporter, inputs, what)
     lr_sum = measure_lr_sum(inputs)
     dtype = inputs.export_dtype
     others = ", ".join(
@@ -140,18 +144,18 @@ def check_lr_sum(reporter: Reporter, inputs: RunInputs) -> LrSum:
     return lr_sum
 
 
-def _check_lora(reporter: Reporter, inputs: RunInputs) -> LrSum:
-    """Report the learning rates of an adapter, which do not bound how far a weight moves."""
-    lr_sum = inputs.current_recipe.lr_sum
+def _without_shares(reporter: Reporter, inputs: RunInputs, what: str) -> LrSum:
+    """Report the learning rates where nothing limits how far they move a weight."""
+    total = inputs.current_recipe.lr_sum
     largest = max(map(inputs.learning_rate.at, inputs.order.last_steps))
     reporter.ok(
         "lr-sum",
         "train.learning_rate",
-        f"lr_sum {format_rate(lr_sum)} over {inputs.order.optimizer_steps:,} steps, of an"
-        " adapter: its product with the input changes the weights, so no share of them is foretold",
+        f"lr_sum {format_rate(total)} over {inputs.order.optimizer_steps:,} steps, {what}, so no"
+        " share of them is foretold",
     )
     _check_saturation(reporter, inputs)
-    return LrSum(lr_sum, largest, {}, 0.0)
+    return LrSum(total, largest, {}, 0.0)
 
 
 def check_update(reporter: Reporter, trial: TrialTrainer) -> None:

@@ -96,7 +96,7 @@ def make_trial_trainer(inputs: RunInputs, on_progress: OnProgress) -> TrialTrain
         policy,
         timed,
         timed,
-        make_optimizer(optimized, kahan_summation=inputs.profile.train.kahan_summation),
+        make_optimizer(optimized, inputs.profile.train, policy.model),
         make_scaler(device.torch_device, device.dtype),
         hooks=_NoHooks(),
         save=lambda trainer: None,

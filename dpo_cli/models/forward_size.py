@@ -10,6 +10,7 @@ from dpo_cli.models.loading import ModelWeights
 from dpo_cli.models.spec import Architecture
 from dpo_cli.models.trainable import Trainable, trainable_of
 from dpo_cli.profile.schema import Profile
+from dpo_cli.profile.train import STATE_BYTES
 
 CPU_TOKENS_PER_FORWARD = 2048
 """Default on a CPU: larger activations do not fit its caches."""
@@ -55,10 +56,11 @@ def default_max_tokens_per_forward(
 def training_bytes(trainable: Trainable, profile: Profile) -> int:
     """Return the bytes of all weights of the policy, the gradients and the optimizer state.
 
-    A trained weight has itself, its gradient and two moments of 4 bytes each, and two more such
-    buffers with Kahan summation; a frozen one has 4 bytes.
+    A trained weight has itself and its gradient of 4 bytes each, the state of the optimizer, and
+    two more buffers of 4 bytes with Kahan summation; a frozen one has 4 bytes.
     """
-    per_weight = 24 if profile.train.kahan_summation else 16
+    train = profile.train
+    per_weight = 8 + STATE_BYTES[train.optimizer] + (8 if train.kahan_summation else 0)
     return per_weight * trainable.parameters + 4 * trainable.frozen_parameters
 
 

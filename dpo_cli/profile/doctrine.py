@@ -206,6 +206,7 @@ class RunRecipe:
         reduction, beta, learning_rate: keys of the profile.
         lr_sum: sum of the learning rates over the run.
         parameters: size of the model.
+        optimizer: name of the optimizer; the measured limits are those of AdamW.
         is_lora: adapters are trained instead of all weights.
     """
 
@@ -214,6 +215,7 @@ class RunRecipe:
     learning_rate: float
     lr_sum: float
     parameters: int
+    optimizer: str = "adamw"
     is_lora: bool = False
 
     @property
@@ -234,6 +236,11 @@ def learn_more(run: RunRecipe) -> str:
     Loss and learning rate change together: a higher rate alone ruins a model whose loss does not
     saturate.
     """
+    if run.optimizer != "adamw":
+        return (
+            f"Raise train.learning_rate step by step: the rates that dpo init proposes are those of"
+            f" AdamW, not of {run.optimizer}."
+        )
     rate = run.proposed_rate
     if run.has_proposed_loss and run.learning_rate >= 0.9 * rate:
         return (
@@ -248,7 +255,7 @@ def learn_more(run: RunRecipe) -> str:
 
 def learn_less(run: RunRecipe) -> str:
     """Return a remedy for a run that moved too far: the proposed rate, or a third of its own."""
-    rate = run.proposed_rate
+    rate = run.proposed_rate if run.optimizer == "adamw" else math.inf
     if run.learning_rate > 1.1 * rate:
         return f"Set train.learning_rate = {show_value(rate)}, as dpo init proposes."
     rate = floor_digits(run.learning_rate / 3)
@@ -262,7 +269,7 @@ def smaller_rate(run: RunRecipe, safe: float) -> str:
         run: the run.
         safe: learning rate that keeps the loss of these pairs above `LOW_LOSS`.
     """
-    rate = min(safe, run.proposed_rate)
+    rate = min(safe, run.proposed_rate) if run.optimizer == "adamw" else safe
     return f"Set train.learning_rate = {show_value(floor_digits(rate))} or less."
 
 

@@ -54,8 +54,10 @@ _REMARKS: Mapping[str, str] = {
     "eval_steps": "to eval_steps x train.accumulation_steps, as it counts micro-batches",
     "bf16": 'to "bfloat16"',
     "fp16": 'to "float16"',
-    "lr_scheduler_type": 'to "minimind3", a cosine that ends at a tenth of the learning rate',
-    "lr_scheduler": 'to "minimind3", a cosine that ends at a tenth of the learning rate',
+    "lr_scheduler_type": 'to "linear", "cosine", "constant" or "wsd"',
+    "lr_scheduler": 'to "linear", "cosine", "constant" or "wsd"',
+    "adam_beta1": "to both betas, for example [0.9, 0.999]",
+    "adam_beta2": "to both betas, for example [0.9, 0.999]",
     "orpo_alpha": 'with dpo.loss = "orpo"',
 }
 """Remainder of "set KEY ..." for names that need one."""
@@ -74,16 +76,12 @@ _UNSUPPORTED: Mapping[str, tuple[str, ...]] = {
         *("fsdp", "fsdp_config", "deepspeed", "device_map", "tensor_parallel_size"),
         *("context_parallel_size", "sequence_parallel_degree", "sequence_parallel_size"),
     ),
-    "the optimizer is AdamW with betas 0.9 and 0.999, and a weight decay of 0.01": (
-        *("optim", "optimizer", "optim_args", "weight_decay", "adam_beta1", "adam_beta2"),
-        "adam_epsilon",
-    ),
+    "set train.adam_betas, train.adam_epsilon and train.weight_decay": ("optim_args",),
     "the length of a run is train.epochs": ("max_steps", "max_steps_per_epoch"),
     "all pairs are used; make a smaller file": (
         *("max_samples", "max_train_samples", "max_eval_samples", "sampling_ratio"),
     ),
-    "set train.warmup_iters to the number of micro-batches": ("warmup_ratio",),
-    "only the schedule minimind3 exists for Hugging Face models: a cosine to a tenth": (
+    "a schedule has train.warmup_ratio, train.min_lr_ratio and, for wsd, train.decay_ratio": (
         *("lr_scheduler_kwargs", "lr_div_factor", "cosine_constant_lr_ratio"),
     ),
     "the loss is computed on the responses only": ("train_on_prompt", "train_on_input"),

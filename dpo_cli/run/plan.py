@@ -117,10 +117,14 @@ class PlannedSteps:
     accumulation_steps: int
 
     @property
+    def epochs(self) -> int:
+        """Number of epochs."""
+        return self.micro_batches // self.micro_batches_per_epoch
+
+    @property
     def last_steps(self) -> list[int]:
         """Numbers of the last micro-batch of each optimizer step."""
-        epochs = self.micro_batches // self.micro_batches_per_epoch
-        return last_steps(self.micro_batches_per_epoch, self.accumulation_steps, epochs)
+        return last_steps(self.micro_batches_per_epoch, self.accumulation_steps, self.epochs)
 
 
 @dataclass(frozen=True)

@@ -323,8 +323,11 @@ def refuse_changes(
     """
     if positions := [change for change in changes if change.effect is Effect.POSITION]:
         moved = [str(change) for change in positions]
-        is_adapter = all(change.key.startswith("lora.") for change in positions)
-        what = "another adapter" if is_adapter else "other pairs or another order of the pairs"
+        what = "other pairs or another order of the pairs"
+        if all(change.key.startswith("lora.") for change in positions):
+            what = "another adapter"
+        elif all(change.key == "train.optimizer" for change in positions):
+            what = "another optimizer: its checkpoints have the state of the first one"
         raise UsageError(
             f"{run.designation} cannot continue with {what}",
             "Start a new run from it: "

@@ -105,17 +105,16 @@ def _remedy(view: RunView) -> str:
 
 
 def _recipe(plan: Plan) -> RunRecipe:
-    rate = LearningRate(
-        plan.setting("train.schedule"),
-        plan.setting("train.learning_rate"),
-        plan.steps.micro_batches,
-        plan.setting("train.warmup_iters") or 0,
+    steps = plan.steps
+    rate = LearningRate.of(
+        plan.settings["train"], steps.micro_batches, steps.accumulation_steps, steps.epochs
     )
     return RunRecipe(
         reduction=plan.setting("dpo.reduction"),
         beta=plan.setting("dpo.beta"),
         learning_rate=rate.peak,
-        lr_sum=rate.lr_sum(plan.steps.last_steps),
+        lr_sum=rate.lr_sum(steps.last_steps),
         parameters=plan.model.parameters,
+        optimizer=plan.setting("train.optimizer") or "adamw",
         is_lora=plan.model.trained_parameters is not None,
     )

@@ -1,7 +1,9 @@
 """Training state on disk: everything that a run needs to continue bit for bit.
 
-Weights and optimizer state are float32, under the names of the Hugging Face layout: the names in
-memory differ between versions of transformers. Nothing is pickled, so reading runs no code.
+Weights and the moments of AdamW are float32, under the names of the Hugging Face layout: the names
+in memory differ between versions of transformers. The state of other optimizers has other shapes
+than the weights (the factors of Adafactor), or exists for some weights only (Muon), and cannot be
+renamed like them: it has the names in memory. Nothing is pickled, so reading runs no code.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dpo_cli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
@@ -22,12 +24,15 @@ from dpo_cli.errors import DpoError
 from dpo_cli.files import apply_umask, write_text
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.trainable import Trainable
-from dpo_cli.profile.schema import Train
+from dpo_cli.profile.train import STATE_BYTES, Train
 from dpo_cli.training.best import BestSoFar
 from dpo_cli.training.optimizer import COMPENSATION, KahanAdamW
 
 WEIGHTS = "weights.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_STEP = "step"
+_UNCOUNTED = {"momentum_buffer"}
+"""State of weights that Muon updates, which has no count of the updates."""
 _RNG = "rng.safetensors"
 _STATE = "state.json"
 _MAX_SAVING_SHARE = 0.006
@@ -39,7 +44,7 @@ def save_state(
     *,
     trainable: Trainable,
     model: PreTrainedModel,
-    optimizer: torch.optim.AdamW,
+    optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     optimizer_step: int,
     best: BestSoFar | None = None,
@@ -56,19 +61,20 @@ def save_state(
         rng: random number states of all ranks, from `rng_states`; None for this process alone.
     """
     save_file(copies(trainable.state(model)), directory / WEIGHTS)
-    moments = optimizer.state
-    for moment in _state_names(optimizer):
+    optimized, states = trainable.optimized(model), optimizer.state
+    names = _state_names(optimizer)
+    for key in names:
         by_name = {
-            name: moments[parameter][moment].cpu()
-            for name, parameter in trainable.optimized(model).items()
-            if parameter in moments
+            name: states[parameter][key].cpu()
+            for name, parameter in optimized.items()
+            if key in states.get(parameter, {})
         }
-        save_file(
-            copies(trainable.to_disk_names(model, by_name)), directory / f"{moment}.safetensors"
-        )
+        if _is_adamw(optimizer):
+            by_name = trainable.to_disk_names(model, by_name)
+        save_file(copies(by_name), directory / f"{key}.safetensors")
     # Skipped updates do not count, so this may be less than optimizer_step. It is one number,
     # because each weight gets a gradient in each step; that of an expert without tokens is zero.
-    updates = {int(state["step"]) for state in moments.values()}
+    updates = {int(state[_STEP]) for state in states.values() if _STEP in state}
     assert len(updates) <= 1, f"weights have different numbers of updates: {updates}"
     save_file(dict(rng or rng_states(SINGLE_PROCESS, model.device)), directory / _RNG)
     for path in directory.glob("*.safetensors"):
@@ -79,6 +85,7 @@ def save_state(
             {
                 "optimizer_step": optimizer_step,
                 "updates": updates.pop() if updates else 0,
+                "optimizer_state": names,
                 "scaler": scaler.state_dict(),
                 "best": (best or BestSoFar()).to_dict(),
             }
@@ -97,9 +104,9 @@ def pause_seconds(train: Train, saving_seconds: float) -> float:
 
 
 def state_bytes(parameters: int, train: Train) -> int:
-    """Return the size of what `save_state` writes, random numbers and JSON not counted."""
-    tensors = 4 if train.kahan_summation else 3  # weights, two moments, compensation
-    return 4 * tensors * parameters
+    """Return the size of what `save_state` writes at most, without random numbers and JSON."""
+    compensation = 4 if train.kahan_summation else 0
+    return (4 + STATE_BYTES[train.optimizer] + compensation) * parameters
 
 
 def load_weights(directory: Path) -> StateDict:
@@ -118,7 +125,7 @@ def restore_state(
     *,
     trainable: Trainable,
     model: PreTrainedModel,
-    optimizer: torch.optim.AdamW,
+    optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> int:
@@ -138,19 +145,31 @@ def restore_state(
     """
 
     rng: Mapping[str, Tensor] = {}
-    moments: dict[str, Mapping[str, Tensor]] = {}
+    tensors: dict[str, Mapping[str, Tensor]] = {}
     optimized = trainable.optimized(model)
 
     def read() -> dict[str, Any]:
         nonlocal rng
         state = _read_json(directory / _STATE)
         rng = _read(directory / _RNG)
-        for moment in _state_names(optimizer) if state["updates"] else ():
-            path = directory / f"{moment}.safetensors"
-            if moment in _MOMENTS or path.exists():
-                moments[moment] = trainable.from_disk_names(model, _read(path))
+        for key in _names_to_read(optimizer, state):
+            path = directory / f"{key}.safetensors"
+            if _is_adamw(optimizer):
+                if key in _MOMENTS or path.exists():
+                    tensors[key] = trainable.from_disk_names(model, _read(path))
+                continue
+            tensors[key] = _read(path)
+            if other := tensors[key].keys() - optimized.keys():
+                raise DpoError(
+                    f"{path} has a state for {min(other)}, which this model does not have",
+                    "Resume with the version of transformers that the run began with.",
+                )
+        shapes = {
+            key: {name: (list(each.shape), str(each.dtype)) for name, each in by_name.items()}
+            for key, by_name in tensors.items()
+        }
         rng_bytes = {name: len(tensor) for name, tensor in rng.items()}
-        return {**state, "kept": list(moments), "rng_bytes": rng_bytes}
+        return {**state, "shapes": shapes, "rng_bytes": rng_bytes}
 
     # Two messages: names and sizes first, so that the other ranks can allocate the tensors.
     state = group.broadcast_from_main("state", read)
@@ -158,33 +177,69 @@ def restore_state(
         rng = {
             name: torch.empty(size, dtype=torch.uint8) for name, size in state["rng_bytes"].items()
         }
-        moments = {
-            moment: {name: torch.empty_like(each) for name, each in optimized.items()}
-            for moment in state["kept"]
-        }
-    tensors = [parameter.detach() for parameter in optimized.values()]
-    if state["updates"]:
-        restored = optimizer.state_dict()
-        restored["state"] = {
-            index: {
-                "step": torch.tensor(float(state["updates"])),
-                **{moment: by_name[name] for moment, by_name in moments.items()},
+        tensors = {
+            key: {
+                name: torch.empty(shape, dtype=getattr(torch, dtype.removeprefix("torch.")))
+                for name, (shape, dtype) in by_name.items()
             }
-            for index, name in enumerate(optimized)
+            for key, by_name in state["shapes"].items()
         }
-        optimizer.load_state_dict(restored)
-        tensors += [kept[moment] for kept in optimizer.state.values() for moment in state["kept"]]
-    group.broadcast_tensors([*tensors, *rng.values()])
+    sent = [parameter.detach() for parameter in optimized.values()]
+    if any(tensors.values()):
+        _load_optimizer(optimizer, optimized, tensors, state["updates"])
+        sent += [
+            optimizer.state[parameter][key]
+            for name, parameter in optimized.items()
+            for key in tensors
+            if name in tensors[key]
+        ]
+    group.broadcast_tensors([*sent, *rng.values()])
     if state["scaler"]:
         scaler.load_state_dict(state["scaler"])
     _restore_rng(rng, model.device, group.rank)
     return int(state["optimizer_step"])
 
 
-def _state_names(optimizer: torch.optim.AdamW) -> tuple[str, ...]:
+def _load_optimizer(
+    optimizer: torch.optim.Optimizer,
+    optimized: Mapping[str, nn.Parameter],
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    updates: int,
+) -> None:
+    """Give each weight its state: tensors by their key and the name of the weight."""
+    names = {id(parameter): name for name, parameter in optimized.items()}
+    order = [names[id(each)] for group in optimizer.param_groups for each in group["params"]]
+    restored = optimizer.state_dict()
+    restored["state"] = {}
+    for index, name in enumerate(order):
+        state: dict[str, Any] = {
+            key: by_name[name] for key, by_name in tensors.items() if name in by_name
+        }
+        if state.keys() - _UNCOUNTED:
+            # bitsandbytes, whose state is "state1" and others, counts in a number.
+            state[_STEP] = updates if "state1" in state else torch.tensor(float(updates))
+        if state:
+            restored["state"][index] = state
+    optimizer.load_state_dict(restored)
+
+
+def _is_adamw(optimizer: torch.optim.Optimizer) -> bool:
+    return isinstance(optimizer, torch.optim.AdamW)
+
+
+def _state_names(optimizer: torch.optim.Optimizer) -> list[str]:
     """Return the names of the optimizer's state tensors; each has a file in the checkpoint."""
-    compensates = isinstance(optimizer, KahanAdamW)
-    return (*_MOMENTS, COMPENSATION) if compensates else _MOMENTS
+    if _is_adamw(optimizer):
+        compensates = isinstance(optimizer, KahanAdamW)
+        return [*_MOMENTS, COMPENSATION] if compensates else [*_MOMENTS]
+    return sorted({key for state in optimizer.state.values() for key in state} - {_STEP})
+
+
+def _names_to_read(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> list[str]:
+    """Return the state tensors to read; `state` is the JSON of the checkpoint."""
+    if _is_adamw(optimizer):
+        return _state_names(optimizer) if state["updates"] else []
+    return list(state["optimizer_state"])
 
 
 def _read(path: Path) -> StateDict:

@@ -196,6 +196,7 @@ def run_facts(inputs: RunInputs) -> RunFacts:
         vocab_size=inputs.weights.architecture.vocab_size,
         saturation_margin=inputs.saturation_margin or 0.0,
         export_dtype=inputs.export_dtype,
+        adam_epsilon=profile.train.adam_epsilon if profile.train.optimizer == "adamw" else 0.0,
         keeps_small_updates=inputs.export_rounding == "stochastic",
         state_bytes=state_bytes(parameters, profile.train) + file_bytes * parameters,
         threads=torch.get_num_threads(),

@@ -18,6 +18,7 @@ from dpo_cli.data.sampler import BatchSampler, hold_out, repeat
 from dpo_cli.data.tokens import Rows, TokenizedPairs
 from dpo_cli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_cli.errors import DpoError
+from dpo_cli.formatting import format_count
 from dpo_cli.learning_rate import LearningRate
 from dpo_cli.models.forward_size import CPU_TOKENS_PER_FORWARD, default_max_tokens_per_forward
 from dpo_cli.models.loading import ModelWeights
@@ -119,9 +120,12 @@ class RunInputs:
     @cached_property
     def learning_rate(self) -> LearningRate:
         """Schedule of the learning rate."""
-        train = self.profile.train
-        return LearningRate(
-            train.schedule, train.learning_rate, self.order.micro_batches, train.warmup_iters
+        order = self.order
+        return LearningRate.of(
+            self.profile.train.model_dump(),
+            order.micro_batches,
+            order.accumulation_steps,
+            order.epochs,
         )
 
     @property
@@ -165,7 +169,8 @@ class RunInputs:
             beta=dpo.beta,
             learning_rate=train.learning_rate,
             lr_sum=self.learning_rate.lr_sum(self.order.last_steps),
-            parameters=self.weights.parameters,
+            parameters=self.trainable.parameters,
+            optimizer=train.optimizer,
             is_lora=self.profile.lora.is_on,
         )
 
@@ -318,6 +323,13 @@ def assemble_inputs(
             f"an optimizer step of this run has {steps} micro-batches, too few for {world_size}"
             " devices",
             f"Use at most {steps} devices: launch.nproc_per_node = {steps}",
+        )
+    if not inputs.current_recipe.lr_sum:
+        steps = inputs.order.optimizer_steps
+        raise DpoError(
+            f"the learning rate is 0 in the whole run of {format_count(steps, 'step')}: the first"
+            f" step of a warm-up has a rate of 0",
+            "Remove train.warmup_ratio and train.warmup_iters, or train on more pairs.",
         )
     architecture, coefficient = weights.architecture, inputs.router_aux_loss_coef
     if coefficient and architecture.use_moe and architecture.aux_loss_kind is None:

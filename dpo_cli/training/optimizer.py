@@ -1,14 +1,24 @@
-"""AdamW, as both MiniMind versions use it, and with Kahan summation."""
+"""Optimizers of a run: AdamW, also with Kahan summation or in 8 bits, Adafactor, SGD and Muon."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import importlib.util
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
+from dpo_cli.errors import DpoError
+from dpo_cli.profile.train import Train
+
 COMPENSATION = "compensation"
 """Name of the compensation in the state of `KahanAdamW`, beside the moments."""
+_NEEDED_TORCH = {"adafactor": ("Adafactor", "2.5"), "muon": ("Muon", "2.9")}
+"""Class in torch.optim and the first version with it, of optimizers that older ones lack."""
+_UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
+"""Names of norms and biases, as transformers' trainer finds them."""
 
 
 class KahanAdamW(torch.optim.AdamW):
@@ -47,20 +57,159 @@ class KahanAdamW(torch.optim.AdamW):
             state[COMPENSATION] = (before - (weight - arrived)).add_(update - arrived)
 
 
-def make_optimizer(
-    parameters: Iterable[nn.Parameter], *, kahan_summation: bool = False
-) -> torch.optim.AdamW:
-    """Return AdamW with torch's defaults, as both scripts use it: weight decay 0.01 on all weights.
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon for matrices, and AdamW for all other weights, with one learning rate.
 
-    The learning rate is set before every step. On CUDA, one kernel updates all weights.
+    Muon scales its updates to the size of AdamW's ("match_rms_adamw", arXiv:2502.16982), so that
+    the learning rate and the weight decay mean the same for both.
+    """
+
+    def __init__(
+        self, matrices: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]], train: Train
+    ) -> None:
+        self._parts: list[torch.optim.Optimizer] = []
+        if matrices:
+            muon = torch.optim.Muon(
+                [*matrices],
+                lr=0.0,
+                weight_decay=train.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+            self._parts.append(muon)
+        if others:
+            self._parts.append(_adamw(torch.optim.AdamW, others, train))
+        super().__init__([group for part in self._parts for group in part.param_groups], {})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update each weight that has a gradient; `closure` is part of torch's interface."""
+        assert closure is None, "the loss is not computed again"
+        first = 0
+        for part in self._parts:
+            last = first + len(part.param_groups)
+            # Loading a state replaces both objects of this optimizer.
+            part.param_groups, part.state = self.param_groups[first:last], self.state
+            part.step()
+            first = last
+
+
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], train: Train | None = None, model: nn.Module | None = None
+) -> torch.optim.Optimizer:
+    """Return the optimizer of a profile; by default AdamW with torch's defaults.
+
+    The learning rate is set before every step. On CUDA, one kernel of AdamW or SGD updates all
+    weights.
 
     Args:
         parameters: float32.
-        kahan_summation: use `KahanAdamW`.
+        train: table [train] of the profile.
+        model: model with these parameters; its modules and names show which ones are norms, biases,
+            embeddings and the output head. None if there are none.
+
+    Raises:
+        DpoError: this version of torch has no such optimizer, or bitsandbytes is not installed.
     """
+    train = train or Train()
+    require_optimizer(train)
     weights = list(parameters)
-    kind = KahanAdamW if kahan_summation else torch.optim.AdamW
-    return kind(weights, lr=0.0, fused=weights[0].device.type != "cpu" or None)
+    decayed = weights
+    if model is not None and not train.decay_norms_and_biases:
+        undecayed = _norms_and_biases(model)
+        decayed = [each for each in weights if id(each) not in undecayed]
+    kept = {id(each) for each in decayed}
+    rest = [each for each in weights if id(each) not in kept]
+    groups: list[dict[str, Any]] = [{"params": decayed}] if decayed else []
+    if rest:
+        groups.append({"params": rest, "weight_decay": 0.0})
+    if train.optimizer == "adamw8bit":
+        return _adamw8bit(groups, train)
+    if train.optimizer == "adafactor":
+        return torch.optim.Adafactor(groups, lr=0.0, weight_decay=train.weight_decay)
+    if train.optimizer == "sgd":
+        fused = weights[0].device.type != "cpu" or None
+        return torch.optim.SGD(groups, lr=0.0, weight_decay=train.weight_decay, fused=fused)
+    if train.optimizer == "muon":
+        embeddings = set() if model is None else _embeddings(model)
+
+        def parts(*, of_muon: bool) -> list[dict[str, Any]]:
+            found = [
+                {
+                    **group,
+                    "params": [
+                        each
+                        for each in group["params"]
+                        if (each.ndim == 2 and id(each) not in embeddings) is of_muon
+                    ],
+                }
+                for group in groups
+            ]
+            return [group for group in found if group["params"]]
+
+        return MuonAdamW(parts(of_muon=True), parts(of_muon=False), train)
+    return _adamw(KahanAdamW if train.kahan_summation else torch.optim.AdamW, groups, train)
+
+
+def require_optimizer(train: Train) -> None:
+    """Raise DpoError if this version of torch lacks the optimizer of a profile, or bitsandbytes."""
+    if train.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        raise DpoError(
+            'train.optimizer = "adamw8bit" needs the package bitsandbytes, which is not installed',
+            "Run pip install '.[8bit]' in a clone of this repository.",
+        )
+    name, version = _NEEDED_TORCH.get(train.optimizer, ("AdamW", ""))
+    if not hasattr(torch.optim, name):
+        raise DpoError(
+            f'train.optimizer = "{train.optimizer}": torch {torch.__version__} has no'
+            f" torch.optim.{name}",
+            f"Install torch {version} or later, or choose another optimizer.",
+        )
+
+
+def _adamw(
+    kind: type[torch.optim.AdamW], groups: Sequence[dict[str, Any]], train: Train
+) -> torch.optim.AdamW:
+    first, second = train.adam_betas
+    return kind(
+        [*groups],
+        lr=0.0,
+        betas=(first, second),
+        eps=train.adam_epsilon,
+        weight_decay=train.weight_decay,
+        fused=groups[0]["params"][0].device.type != "cpu" or None,
+    )
+
+
+def _adamw8bit(groups: Sequence[dict[str, Any]], train: Train) -> torch.optim.Optimizer:
+    import bitsandbytes
+
+    first, second = train.adam_betas
+    optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
+        [*groups],
+        lr=0.0,
+        betas=(first, second),
+        eps=train.adam_epsilon,
+        weight_decay=train.weight_decay,
+    )
+    return optimizer
+
+
+def _norms_and_biases(model: nn.Module) -> set[int]:
+    """Return the ids of the parameters that transformers' trainer does not decay."""
+    found = {
+        id(parameter)
+        for name, parameter in model.named_parameters()
+        if _UNDECAYED.search(name.lower())
+    }
+    norms = (module for module in model.modules() if isinstance(module, nn.LayerNorm))
+    return found | {id(parameter) for norm in norms for parameter in norm.parameters()}
+
+
+def _embeddings(model: nn.Module) -> set[int]:
+    """Return the ids of the weights of embeddings and of the output head."""
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return {id(each.weight) for each in (*embeddings, head) if each is not None}
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

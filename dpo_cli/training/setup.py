@@ -136,8 +136,7 @@ def build_trainer(
     load_reference = partial(frozen_reference, inputs, policy)
     references = open_references(inputs, load_reference, directory)
     optimizer = make_optimizer(
-        trainable.optimized(policy.model).values(),
-        kahan_summation=inputs.profile.train.kahan_summation,
+        trainable.optimized(policy.model).values(), inputs.profile.train, policy.model
     )
     scaler = make_scaler(inputs.device.torch_device, inputs.device.dtype)
     trainer = Trainer(inputs, policy, *references, optimizer, scaler, hooks, save, group)

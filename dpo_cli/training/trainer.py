@@ -75,7 +75,7 @@ class Trainer:
         inputs: inputs of the run.
         policy: the trained model.
         reference, held_out_reference: log-probs of the frozen model for both kinds of pairs.
-        optimizer, scaler: AdamW, and the loss scaler, which is enabled for float16 only.
+        optimizer, scaler: the loss scaler is enabled for float16 only.
         hooks: see `TrainerHooks`.
         save: saves a checkpoint; collective.
         group: the ranks that train together.
@@ -89,7 +89,7 @@ class Trainer:
     policy: ResponseScorer
     reference: Reference
     held_out_reference: Reference
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     hooks: TrainerHooks
     save: Callable[[Trainer], None]
@@ -185,7 +185,7 @@ class Trainer:
                 self.report_overflow(global_batch)
             else:
                 self.hooks.on_not_finite(self, global_batch, losses)
-        # The schedule counts micro-batches; the step uses the rate of its last one.
+        # The schedule is asked by micro-batch; the step uses the rate of its last one.
         learning_rate = self.inputs.learning_rate.at(global_batch.last_step)
         self.update_weights(parameters, grad_norm, values["grad_norm"], learning_rate, is_skipped)
         loss_scale.update_scale(self.scaler, is_skipped=is_skipped)

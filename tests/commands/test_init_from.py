@@ -34,7 +34,7 @@ MINIMIND = "python train_dpo.py --epochs 1 --batch_size 4 --learning_rate 4e-8 -
 def test_losses_are_those_of_trl(
     shared: Path, dpo: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten steps of TRL's own trainer with our schedule, as benchmarks/trl_run.py records them."""
+    """Ten steps of TRL's own trainer, as benchmarks/trl_run.py records them."""
     recorded: dict[str, Any] = json.loads(Path(__file__).with_name("trl_losses.json").read_text())
     monkeypatch.chdir(tmp_path)
     write_pairs(shared, Path("pairs.jsonl"))

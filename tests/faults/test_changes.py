@@ -56,22 +56,32 @@ def test_an_edited_learning_rate_needs_the_users_word(half: RunDirectory) -> Non
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "says"),
+    ("old", "new", "says", "what"),
     [
-        ("seed = 1337", "seed = 1338", "train.seed: 1337 -> 1338"),
-        ("max_seq_len = 64", "max_seq_len = 80", "data.max_seq_len: 64 -> 80"),
-        ("shuffle = false", "shuffle = true", "data.shuffle: false -> true"),
+        ("seed = 1337", "seed = 1338", "train.seed: 1337 -> 1338", "pairs"),
+        ("max_seq_len = 64", "max_seq_len = 80", "data.max_seq_len: 64 -> 80", "pairs"),
+        ("shuffle = false", "shuffle = true", "data.shuffle: false -> true", "pairs"),
+        *(
+            (
+                'optimizer = "adamw"',
+                f'optimizer = "{optimizer}"',
+                f"train.optimizer: adamw -> {optimizer}",
+                "optimizer",
+            )
+            for optimizer in ("adamw8bit", "muon")
+        ),
     ],
 )
 def test_an_edited_position_is_refused_always(
-    half: RunDirectory, old: str, new: str, says: str
+    half: RunDirectory, old: str, new: str, says: str, what: str
 ) -> None:
     edit(half.profile_path, old, new)
     before = content(half.path, "lock")
     refused = dpo("resume", half.path, "--allow-changes", cwd=half.path)
     assert refused.returncode == 2
     assert f"  {says}" in refused.stderr.splitlines()
-    assert "cannot continue with other pairs" in refused.stderr
+    other = {"pairs": "other pairs", "optimizer": "another optimizer"}[what]
+    assert f"cannot continue with {other}" in refused.stderr
     assert content(half.path, "lock") == before
 
 

@@ -34,7 +34,10 @@ def test_reference() -> None:
     independent = {
         *(key for key in KEYS if key.startswith(("dpo.", "export.", "launch.", "track."))),
         *("train.epochs", "train.learning_rate", "train.schedule", "train.warmup_iters"),
-        *("train.kahan_summation", "train.grad_clip", "train.nan_policy"),
+        *("train.warmup_ratio", "train.min_lr_ratio", "train.decay_iters", "train.decay_ratio"),
+        *("train.optimizer", "train.adam_betas", "train.adam_epsilon", "train.weight_decay"),
+        *("train.decay_norms_and_biases", "train.kahan_summation"),
+        *("train.grad_clip", "train.nan_policy"),
         *("train.activation_checkpointing", "train.router_aux_loss_coef"),
         *("train.log_interval", "train.save_interval", "train.save_min_seconds"),
         *("eval.interval", "eval.keep_best", "eval.num_samples", "eval.patience"),

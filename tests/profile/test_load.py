@@ -191,7 +191,7 @@ class TestErrors:
             ("epochs = {a = 1}", "must be a whole number, not a table; for example"),
             ("epochs = 2026-01-01", "must be a whole number, not a date or time; for example"),
             ("grad_clip = 'x'", "must be a number, not a string; for example {key} = 1.0"),
-            ("schedule = 3", "must be 'minimind2' or 'minimind3'; for example"),
+            ("nan_policy = 3", "must be 'stop' or 'skip'; for example"),
             ("device = 3", "must be a string in quotes, not a whole number; for example"),
             (
                 "device = 'gpu'",

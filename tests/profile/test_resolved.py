@@ -71,8 +71,15 @@ ALL_VALUES: dict[str, dict[str, object]] = {
         "accumulation_steps": 4,
         "global_batch_size": 8,
         "learning_rate": 3.3e-8,
-        "schedule": "minimind3",
+        "schedule": "wsd",
         "warmup_iters": 5,
+        "min_lr_ratio": 0.1,
+        "decay_iters": 6,
+        "adam_betas": [0.8, 0.95],
+        "adam_epsilon": 1e-6,
+        "weight_decay": 0.1,
+        "decay_norms_and_biases": False,
+        "optimizer": "adamw",
         "kahan_summation": True,
         "grad_clip": 0.5,
         "nan_policy": "skip",
@@ -133,7 +140,8 @@ def test_toml_round_trip(load: Load, folder: Path) -> None:
 
 def test_all_values_cover_all_keys() -> None:
     keys = {f"{table}.{field}" for table, fields in ALL_VALUES.items() for field in fields}
-    assert KEYS.keys() - keys == {"eval.fraction"}  # which excludes eval.path
+    # Keys that exclude eval.path, warmup_iters and decay_iters.
+    assert KEYS.keys() - keys == {"eval.fraction", "train.warmup_ratio", "train.decay_ratio"}
 
 
 def test_a_bare_weights_name_stays_a_name(load: Load, folder: Path) -> None:

@@ -13,8 +13,9 @@ from dpo_cli.profile.json_schema import json_schema
 from dpo_cli.profile.launch import Launch
 from dpo_cli.profile.losses import LOSSES
 from dpo_cli.profile.objective import Dpo
-from dpo_cli.profile.schema import KEYS, TABLES, Eval, Profile, Train
+from dpo_cli.profile.schema import KEYS, TABLES, Eval, Profile
 from dpo_cli.profile.table import Effect, Kind
+from dpo_cli.profile.train import Train
 
 SNAPSHOT = Path(__file__).parent / "schema.snapshot.json"
 DEFAULTS = Profile.model_validate({"model": {"tokenizer": "m"}, "data": {"data_path": "d"}})
@@ -56,6 +57,13 @@ class TestKeys:
             "train.learning_rate": 1e-8,
             "train.schedule": "minimind2",
             "train.warmup_iters": 0,
+            "train.warmup_ratio": 0.0,
+            "train.min_lr_ratio": 0.0,
+            "train.optimizer": "adamw",
+            "train.adam_betas": [0.9, 0.999],
+            "train.adam_epsilon": 1e-8,
+            "train.weight_decay": 0.01,
+            "train.decay_norms_and_biases": True,
             "train.kahan_summation": False,
             "train.grad_clip": 1.0,
             "train.nan_policy": "stop",
@@ -173,6 +181,7 @@ class TestKeys:
             "train.accumulation_steps",
             "train.global_batch_size",
             "train.seed",
+            "train.optimizer",
             "eval.fraction",
             *(key for key in KEYS if key.startswith("lora.") and key != "lora.dropout"),
         }
@@ -184,6 +193,14 @@ class TestKeys:
             "train.learning_rate",
             "train.schedule",
             "train.warmup_iters",
+            "train.warmup_ratio",
+            "train.min_lr_ratio",
+            "train.decay_iters",
+            "train.decay_ratio",
+            "train.adam_betas",
+            "train.adam_epsilon",
+            "train.weight_decay",
+            "train.decay_norms_and_biases",
             "train.kahan_summation",
             "train.grad_clip",
             "train.nan_policy",
@@ -283,8 +300,16 @@ class TestStrictness:
             ("train.accumulation_steps", 0, 1),
             ("train.learning_rate", 0.0, 1e-9),
             ("train.learning_rate", -1e-8, 1e-8),
-            ("train.schedule", "cosine", "minimind3"),
+            ("train.schedule", "step", "minimind3"),
             ("train.warmup_iters", -1, 0),
+            ("train.warmup_ratio", 1.0, 0.9),
+            ("train.warmup_ratio", -0.1, 0.0),
+            ("train.min_lr_ratio", -0.1, 0.0),
+            ("train.optimizer", "adam", "muon"),
+            ("train.adam_betas", [0.9, 1.0], [0.0, 0.999]),
+            ("train.adam_betas", [0.9], [0.9, 0.95]),
+            ("train.adam_epsilon", 0.0, 1e-6),
+            ("train.weight_decay", -0.1, 0.0),
             ("train.grad_clip", 0.0, 0.1),
             ("train.seed", -1, 0),
             ("train.seed", 2**32, 2**32 - 1),
@@ -333,6 +358,34 @@ class TestStrictness:
 
 class TestAgreement:
     """Keys that are valid alone but not together."""
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            (
+                {"warmup_iters": 3, "warmup_ratio": 0.1},
+                "set only one of train.warmup_ratio and train.warmup_iters",
+            ),
+            (
+                {"schedule": "wsd", "decay_iters": 3, "decay_ratio": 0.1},
+                "set only one of train.decay_ratio and train.decay_iters",
+            ),
+            ({"schedule": "constant", "min_lr_ratio": 0.1}, "or remove train.min_lr_ratio"),
+            ({"min_lr_ratio": 0.1}, 'no effect on train.schedule = "minimind2"'),
+            *(
+                (
+                    {"optimizer": optimizer, "kahan_summation": True},
+                    f'train.optimizer = "adamw" only, not with "{optimizer}"',
+                )
+                for optimizer in ("adamw8bit", "adafactor", "sgd", "muon")
+            ),
+        ],
+    )
+    def test_optimization_that_excludes_itself(
+        self, values: dict[str, object], message: str
+    ) -> None:
+        with pytest.raises(ValidationError, match=re.escape(message)):
+            Train.model_validate(values)
 
     def test_aux_loss_over_padding_needs_the_padded_layout(self) -> None:
         with pytest.raises(ValidationError, match=re.escape('set train.layout = "padded"')):
@@ -506,6 +559,8 @@ KEYWORDS: dict[str, Any] = {
     "exclusiveMinimum": bool,
     "exclusiveMaximum": bool,
     "minLength": int,
+    "minItems": int,
+    "maxItems": int,
     "items": dict,
     "properties": dict,
     "definitions": dict,

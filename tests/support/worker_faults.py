@@ -50,15 +50,15 @@ def forget(what: str) -> None:
 
         setup.restore_state = at_the_start  # type: ignore[assignment]
     elif what == "first moment":
-        read = checkpointing._in_memory_names
+        read = checkpointing._read
 
-        def without_first(path: Any, architecture: Any) -> Any:
-            tensors = read(path, architecture)
+        def without_first(path: Any) -> Any:
+            tensors = read(path)
             if path.stem == "exp_avg":
                 return {name: tensor * 0 for name, tensor in tensors.items()}
             return tensors
 
-        checkpointing._in_memory_names = without_first
+        checkpointing._read = without_first
     else:
         assert what == "nothing"
 

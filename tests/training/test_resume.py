@@ -6,15 +6,24 @@ import re
 import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from dpo_cli.models.loading import load_model_weights, read_state_dict
-from dpo_cli.run.events import Completed, Evaluated, Exported, Resumed, Saved, Stopped
+from dpo_cli.run.events import (
+    Completed,
+    Evaluated,
+    EventReader,
+    Exported,
+    Resumed,
+    Saved,
+    Stopped,
+)
 from dpo_cli.run.lookup import find_run
-from tests.support import workers
+from tests.support import worker_faults, workers
 from tests.support.cli import HANG_SECONDS, Run, dpo, set_options, start
 from tests.support.small_runs import MANY_SAVES, golden_run, small_run
 
@@ -115,6 +124,39 @@ def test_stopped_twice_and_resumed(shared: Path, tmp_path: Path, case: str) -> N
     assert evaluated[0] == evaluated[1]
     weights = [next(run.directory.path.glob("*_[0-9]*.pth")) for run in (uninterrupted, resumed)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw8bit", "adafactor", "sgd", "muon"])
+def test_killed_and_resumed_with_each_optimizer(
+    shared: Path, tmp_path: Path, optimizer: str
+) -> None:
+    """Experts, two groups of weights, and a schedule over optimizer steps."""
+    if optimizer == "adamw8bit":
+        pytest.importorskip("bitsandbytes")
+    arguments = golden_run(
+        *(shared, "head", True),
+        **{
+            "train.optimizer": optimizer,
+            "train.decay_norms_and_biases": False,
+            "train.schedule": "wsd",
+            "train.warmup_ratio": 0.2,
+            "train.decay_ratio": 0.5,
+            "train.learning_rate": 1e-2,
+            "train.epochs": 2,
+            "eval.fraction": 0.0,
+        },
+    )
+    whole, killed = (workers.new_run(tmp_path / name, arguments) for name in ("whole", "killed"))
+    assert workers.work(whole) == 0
+    assert workers.work(killed, partial(worker_faults.kill_at, 8)) == -signal.SIGKILL
+    assert workers.work(killed) == 0
+    workers.assert_equal(killed, whole)
+    events = EventReader(killed.events_path).read_new()
+    assert [event.optimizer_step for event in events if isinstance(event, Resumed)] == [6]
+    rates = [event.learning_rate for event in Run(killed).steps]
+    assert rates[0] == 0.0
+    assert max(rates) == 1e-2
+    assert 0 < rates[-1] < 1e-2
 
 
 def test_a_run_from_start_to_file(shared: Path, tmp_path: Path) -> None:

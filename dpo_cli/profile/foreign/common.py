@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dpo_cli.profile.foreign import optimization
 from dpo_cli.profile.foreign.adapters import ADAPTERS
 from dpo_cli.profile.foreign.rules import (
     Context,
@@ -27,15 +28,6 @@ from dpo_cli.profile.foreign.rules import (
 from dpo_cli.profile.losses import LOSSES
 
 _WEIGHTS = "model.weights"
-ADAMW = "the optimizer is AdamW in float32; a smaller or another state has no counterpart"
-_SCHEDULES: Mapping[str, str] = {
-    "linear": "here a cosine to a tenth of the learning rate, not a line to 0: the learning rates"
-    " of all steps (lr_sum) add up to 10 % more",
-    "cosine": "here a cosine to a tenth of the learning rate, not to 0: the learning rates of all"
-    " steps (lr_sum) add up to 10 % more",
-    "constant": "here a cosine to a tenth of the learning rate, not a constant: the learning rates"
-    " of all steps (lr_sum) add up to 45 % less",
-}
 _TRACKERS = {
     "wandb": "track.use_wandb",
     "swanlab": "track.use_swanlab",
@@ -87,25 +79,6 @@ def with_sft(loss_name: str) -> Rule:
         return {"dpo.loss": [*main, "sft"], "dpo.loss_weights": [*([1.0] * len(main)), weight]}
 
     return Rule(("dpo.loss", "dpo.loss_weights"), convert)
-
-
-def _schedule(value: Any, context: Context) -> Mapping[str, Any]:
-    """Choose the cosine that decays to a tenth, and record a difference for any other schedule."""
-    name = str(value).rpartition(".")[2].lower()
-    rates = [
-        context.values.get(f"{table}min_lr_rat{end}")
-        for table, end in (("lr_scheduler_kwargs.", "e"), ("cosine_", "io"))
-    ]
-    rate = next((each for each in rates if each is not None), None)
-    ends_here = rate is not None and number(rate) == 0.1
-    if not (ends_here and "cosine" in name and "restarts" not in name):
-        kinds = [kind for kind in _SCHEDULES if kind in name and "restarts" not in name]
-        why = _SCHEDULES[kinds[0]] if kinds else "here a cosine to a tenth of the learning rate"
-        context.differences.append(f"{name}: {why}")
-    return {"train.schedule": "minimind3"}
-
-
-schedule = Rule(("train.schedule",), _schedule)
 
 
 def _precision(value: Any, context: Context) -> Mapping[str, Any]:
@@ -244,15 +217,18 @@ TRAINING: Mapping[str, Rule] = {
     "per_device_train_batch_size": to("train.batch_size", whole),
     "gradient_accumulation_steps": to("train.accumulation_steps", whole),
     "learning_rate": to("train.learning_rate", number),
-    "lr_scheduler_type": schedule,
-    "lr_scheduler_kwargs.min_lr_rate": part_of("train.schedule", "lr_scheduler_type"),
-    "warmup_steps": steps("train.warmup_iters"),
-    "warmup_ratio": only("set train.warmup_iters to this share of the run's micro-batches", 0),
-    "optim": only(ADAMW, "adamw_torch", "adamw_torch_fused", "adamw"),
-    "weight_decay": only("the weight decay is 0.01, on all weights", 0.01),
-    "adam_beta1": only("the betas of AdamW are 0.9 and 0.999", 0.9),
-    "adam_beta2": only("the betas of AdamW are 0.9 and 0.999", 0.999),
-    "adam_epsilon": only("the epsilon of AdamW is 1e-8", 1e-8),
+    "lr_scheduler_type": optimization.schedule,
+    **{
+        f"lr_scheduler_kwargs.{name}": optimization.schedule_part("lr_scheduler_type")
+        for name in ("min_lr_rate", "min_lr", "min_lr_ratio", "num_decay_steps")
+    },
+    "warmup_steps": optimization.warmup_steps,
+    "warmup_ratio": optimization.warmup_ratio,
+    "optim": optimization.optimizer,
+    "weight_decay": optimization.weight_decay,
+    "adam_beta1": optimization.beta,
+    "adam_beta2": optimization.beta,
+    "adam_epsilon": to("train.adam_epsilon", number),
     "max_grad_norm": to("train.grad_clip", number),
     "seed": to("train.seed", whole),
     "train_sampling_strategy": choice(

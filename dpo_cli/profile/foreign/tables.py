@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dpo_cli.profile.foreign import common, datasets
+from dpo_cli.profile.foreign import common, datasets, optimization
 from dpo_cli.profile.foreign.adapters import ADAPTERS, method, switched
 from dpo_cli.profile.foreign.common import OBJECTIVE, TRAINING, TRL, hub_or_path, losses, with_sft
 from dpo_cli.profile.foreign.rules import (
@@ -96,8 +96,8 @@ AXOLOTL: Mapping[str, Rule] = {
     "cpo_alpha": _NO_SFT_TERM,
     "num_epochs": to("train.epochs", whole),
     "micro_batch_size": to("train.batch_size", whole),
-    "lr_scheduler": common.schedule,
-    "cosine_min_lr_ratio": part_of("train.schedule", "lr_scheduler"),
+    "lr_scheduler": optimization.schedule,
+    "cosine_min_lr_ratio": optimization.schedule_part("lr_scheduler"),
     "optimizer": TRAINING["optim"],
     **ADAPTERS,
     "adapter": method(8, "", "none"),
@@ -226,12 +226,14 @@ TORCHTUNE: Mapping[str, Rule] = {
     "epochs": to("train.epochs", whole),
     "batch_size": to("train.batch_size", whole),
     "gradient_accumulation_steps": TRAINING["gradient_accumulation_steps"],
-    "optimizer._component_": only(common.ADAMW, "torch.optim.AdamW"),
+    "optimizer._component_": optimization.optimizer,
     "optimizer.lr": to("train.learning_rate", number),
-    "optimizer.weight_decay": TRAINING["weight_decay"],
+    "optimizer.weight_decay": to("train.weight_decay", number),
+    "optimizer.betas": optimization.betas,
+    "optimizer.eps": to("train.adam_epsilon", number),
     "optimizer.fused": only("", True, False),
-    "lr_scheduler._component_": common.schedule,
-    "lr_scheduler.num_warmup_steps": steps("train.warmup_iters"),
+    "lr_scheduler._component_": optimization.schedule,
+    "lr_scheduler.num_warmup_steps": optimization.warmup_steps,
     "clip_grad_norm": to("train.grad_clip", number),
     "seed": to("train.seed", whole),
     "device": to("train.device", text),

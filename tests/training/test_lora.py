@@ -21,6 +21,7 @@ from dpo_cli.compute.device import Device
 from dpo_cli.data.batching import make_batch
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.export.export import export_run
+from dpo_cli.extras import install_extra
 from dpo_cli.models.adapted import build_adapted, changed_weights, merge_adapter
 from dpo_cli.models.adapter import adapter_state, as_at_start
 from dpo_cli.models.frozen import Frozen
@@ -474,7 +475,8 @@ def test_without_peft_one_line_names_the_extra(
     with pytest.raises(UsageError) as caught:
         check_inputs(loaded)
     [line] = caught.value.details
-    assert "lora.rank: peft is not installed; run pip install '.[lora]'" in line
+    remedy = install_extra("lora")
+    assert f"lora.rank: peft is not installed; {remedy[0].lower()}{remedy[1:-1]}" in line
 
 
 def test_a_mixture_of_experts_is_refused() -> None:

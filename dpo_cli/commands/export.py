@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -52,6 +52,13 @@ class Format(StrEnum):
     HF = "hf"
     PEFT = "peft"
     GGUF = "gguf"
+
+
+_TORCH_FORMATS: Mapping[Format, Literal["pth", "hf", "peft"]] = {
+    Format.PTH: "pth",
+    Format.HF: "hf",
+    Format.PEFT: "peft",
+}
 
 
 class RoundingMode(StrEnum):
@@ -165,7 +172,7 @@ def export(
     with console.status(f"exporting {run.designation}"):
         report = Run(run).export(
             to,
-            format=None if form is None else "hf" if form is Format.HF else "pth",
+            format=None if form is None else _TORCH_FORMATS[form],
             dtype=dtype.value if dtype else None,
             rounding=rounding.value if rounding else None,
             seed=seed,

@@ -318,6 +318,7 @@ class Bench:
             max_logp_difference=0.00123,
             retention=None,
             not_compared="full_sft_512.pth is gone",
+            stop_warning="",
             try_command=TryCommand("python eval_model.py", is_minimind_script=True),
             exported={"file": 1},
             state={"state": 1},
@@ -374,6 +375,9 @@ def test_export_shows_what_was_written(dpo: Cli, stopped: RunDirectory, bench: B
         "        in MiniMind's own environment; its scripts need transformers 4",
     ]
     assert json.dumps(bench.asked[0][2]) == '"bfloat16"'  # a plain string
+    for form in ("hf", "peft"):
+        assert dpo("export", "--format", form)[0] == 0
+        assert bench.asked[-1][-1] == form
     assert dpo("export", "--dtype", "int8")[0] == 2
 
 

@@ -162,7 +162,7 @@ def test_too_many_ranks_are_refused(pair: RunDirectory, whole_pair: RunDirectory
     assert ranks.work(pair, 3) == [0, 0, 0]
     failed = only(events(pair), Failed)
     assert "an optimizer step of this run has 2 micro-batches, too few for 3" in failed.message
-    assert failed.remedy.endswith("--nproc 2")
+    assert failed.remedy.endswith("launch.nproc_per_node = 2")
     assert_goes_on_and_ends_equal(pair, whole_pair)
 
 

@@ -65,7 +65,7 @@ def test_an_edited_learning_rate_needs_the_users_word(half: RunDirectory) -> Non
             (
                 'optimizer = "adamw"',
                 f'optimizer = "{optimizer}"',
-                f"train.optimizer: adamw -> {optimizer}",
+                f'train.optimizer: "adamw" -> "{optimizer}"',
                 "optimizer",
             )
             for optimizer in ("adamw8bit", "muon")

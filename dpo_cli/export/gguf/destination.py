@@ -33,9 +33,7 @@ def check_directory(run: RunDirectory, path: Path, *, force: bool) -> None:
     if is_special(path) or (path.exists() and not path.is_dir()):
         raise DpoError(f"{path} is a file", "Choose the path of a directory.")
     if not path.parent.is_dir():
-        raise DpoError(
-            f"{path.parent}: no such directory", "Create it, or choose another path."
-        )
+        raise DpoError(f"{path.parent}: no such directory", "Create it, or choose another path.")
     if not path.is_dir():
         return
     names = {each.name for each in path.iterdir()}

@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 
 from dpo_cli.errors import DpoError, UsageError
-from dpo_cli.export.verified_write import rename_on_success
-from dpo_cli.files import is_special
+from dpo_cli.export.verified_write import check_directory, rename_on_success
 from dpo_cli.models.adapted import merge_adapter
 from dpo_cli.models.adapter import load_with_peft, read_adapter, write_adapter
 from dpo_cli.models.loading import ModelWeights, build_model
@@ -56,17 +55,8 @@ def check_adapter_destination(path: Path) -> None:
     Raises:
         DpoError: naming what is there.
     """
-    if is_special(path) or (path.exists() and not path.is_dir()):
-        raise DpoError(f"{path} is not a directory", "Choose another path with --to.")
-    if path.is_dir() and (others := {each.name for each in path.iterdir()} - ADAPTER_FILES):
-        raise DpoError(
-            f"{path} would be replaced completely, and contains {', '.join(sorted(others)[:5])}",
-            "Choose a new directory with --to.",
-        )
-    if not path.parent.is_dir():
-        raise DpoError(
-            f"{path.parent}: no such directory", "Create it, or choose another path with --to."
-        )
+    names = {each.name for each in path.iterdir()} if path.is_dir() else set()
+    check_directory(path, names - ADAPTER_FILES)
 
 
 @contextmanager
@@ -98,7 +88,7 @@ def verified_adapter(
             if not torch.equal(read_back.state[name], tensor):
                 raise DpoError(
                     f"{path}: {name} read back differs from what was written",
-                    "Disk or memory may be faulty. Choose another path with --to.",
+                    "Disk or memory may be faulty. Choose another path.",
                 )
         model = build_model(trained.architecture, trained.state)
         use_eager_attention(model)

@@ -6,7 +6,7 @@ import glob
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,18 +34,38 @@ def check_destination(path: Path, architecture: Architecture) -> None:
     Raises:
         DpoError: the destination is refused.
     """
-    if is_special(path):
-        raise DpoError(f"{path}: not a regular file", "Choose another path.")
-    is_file = isinstance(architecture, MiniMind)
-    if is_file and path.is_dir():
+    if not isinstance(architecture, MiniMind):
+        check_directory(path, folder.other_files(path))
+        return
+    _check_place(path)
+    if path.is_dir():
         raise DpoError(f"{path} is a directory", "Choose the path of a file.")
-    if not is_file and path.exists() and not path.is_dir():
+
+
+def check_directory(path: Path, others: Iterable[str]) -> None:
+    """Refuse a directory that cannot be written, or that has files of the user.
+
+    Args:
+        path: destination.
+        others: names in it that no export writes.
+
+    Raises:
+        DpoError: the destination is refused.
+    """
+    _check_place(path)
+    if path.exists() and not path.is_dir():
         raise DpoError(f"{path} is a file", "Choose the path of a directory.")
-    if others := sorted(folder.other_files(path)):
+    if found := sorted(others):
         raise DpoError(
-            f"{path} would be replaced completely, and contains {', '.join(others[:5])}",
+            f"{path} would be replaced completely, and contains {', '.join(found[:5])}",
             "Choose a new directory.",
         )
+
+
+def _check_place(path: Path) -> None:
+    """Refuse a device, a pipe, and a path in a directory that does not exist."""
+    if is_special(path):
+        raise DpoError(f"{path}: not a regular file", "Choose another path.")
     if not path.parent.is_dir():
         raise DpoError(f"{path.parent}: no such directory", "Create it, or choose another path.")
 

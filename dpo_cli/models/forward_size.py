@@ -41,7 +41,7 @@ def default_max_tokens_per_forward(
         return CPU_TOKENS_PER_FORWARD
     trainable = trainable_of(profile, weights)
     state = training_bytes(trainable, profile)
-    if not (trainable.keeps_start and reference is weights):
+    if trainable.at_start is None or reference is not weights:
         state += 4 * reference.parameters
     free = max(0, free_memory(device.torch_device) - state)
     per_token = activation_bytes_per_token(

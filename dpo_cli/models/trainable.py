@@ -6,7 +6,7 @@ names that do not depend on the version of transformers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +32,8 @@ from dpo_cli.models.rounding import Rounding, round_weights
 from dpo_cli.models.saving import write_model
 from dpo_cli.profile.schema import Profile
 
+AtStart = Callable[[PreTrainedModel], AbstractContextManager[None]]
+
 
 class Trainable(Protocol):
     """Part of a model that a run trains. Models are passed in; this object holds none."""
@@ -52,8 +54,11 @@ class Trainable(Protocol):
         ...
 
     @property
-    def keeps_start(self) -> bool:
-        """Return True if the trained model can compute what it did before the first step."""
+    def at_start(self) -> AtStart | None:
+        """Context of a model that computes what it did before the first step; None if lost.
+
+        Gradients must be off in the context.
+        """
         ...
 
     def at(self, state: StateDict) -> ModelWeights:
@@ -72,13 +77,6 @@ class Trainable(Protocol):
 
     def state_before(self, model: PreTrainedModel) -> Mapping[str, Tensor]:
         """Return the state before the first step, which `model` has not taken yet."""
-        ...
-
-    def at_start(self, model: PreTrainedModel) -> AbstractContextManager[None]:
-        """Return a context in which `model` computes what it did before the first step.
-
-        Only if `keeps_start`; gradients must be off.
-        """
         ...
 
     def to_disk_names(self, model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> StateDict:
@@ -153,9 +151,9 @@ class FullTraining:
         return 0
 
     @property
-    def keeps_start(self) -> bool:
-        """Return False: every weight changes."""
-        return False
+    def at_start(self) -> None:
+        """Return None: every weight changes."""
+        return None
 
     def at(self, state: StateDict) -> ModelWeights:
         """Return the model with these weights."""
@@ -172,10 +170,6 @@ class FullTraining:
     def state_before(self, model: PreTrainedModel) -> Mapping[str, Tensor]:
         """Return the starting weights as they were read, without a copy."""
         return self.start.state
-
-    def at_start(self, model: PreTrainedModel) -> AbstractContextManager[None]:
-        """Raise NotImplementedError: the start is not kept."""
-        raise NotImplementedError
 
     def to_disk_names(self, model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> StateDict:
         """Rename tensors to the Hugging Face layout."""
@@ -251,9 +245,9 @@ class LoraTraining:
         return self.start.parameters + (self.parameters if self.adapter.start else 0)
 
     @property
-    def keeps_start(self) -> bool:
-        """Return True: without the trained adapter, the model is its start."""
-        return True
+    def at_start(self) -> AtStart:
+        """Return `as_at_start`: without the trained adapter, the model is its start."""
+        return as_at_start
 
     def at(self, state: StateDict) -> ModelWeights:
         """Return the model with these tensors of the adapter."""
@@ -270,10 +264,6 @@ class LoraTraining:
     def state_before(self, model: PreTrainedModel) -> Mapping[str, Tensor]:
         """Return a copy of the adapter on the CPU."""
         return {name: each.detach().cpu().clone() for name, each in self.state(model).items()}
-
-    def at_start(self, model: PreTrainedModel) -> AbstractContextManager[None]:
-        """See `dpo_cli.models.adapter.as_at_start`."""
-        return as_at_start(model)
 
     def to_disk_names(self, model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> StateDict:
         """Rename tensors to the names of peft's files."""

@@ -177,7 +177,7 @@ class RunInputs:
     @property
     def policy_is_reference(self) -> bool:
         """Return True if the policy computes the reference, without its adapter."""
-        return self.trainable.keeps_start and self.reference_weights is self.weights
+        return self.trainable.at_start is not None and self.reference_weights is self.weights
 
     @property
     def policy_starts_as_reference(self) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dpo_cli.errors import DpoError
+from dpo_cli.extras import install_extra
 from dpo_cli.profile.train import Train
 
 COMPENSATION = "compensation"
@@ -155,7 +156,7 @@ def require_optimizer(train: Train) -> None:
     if train.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise DpoError(
             'train.optimizer = "adamw8bit" needs the package bitsandbytes, which is not installed',
-            "Run pip install '.[8bit]' in a clone of this repository.",
+            install_extra("8bit"),
         )
     name, version = _NEEDED_TORCH.get(train.optimizer, ("AdamW", ""))
     if not hasattr(torch.optim, name):

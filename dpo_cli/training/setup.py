@@ -91,8 +91,9 @@ def frozen_reference(inputs: RunInputs, policy: ResponseScorer | None = None) ->
         inputs: inputs of the run.
         policy: policy of the run, if there is one; it is used if it can compute its own start.
     """
-    if policy is not None and inputs.policy_is_reference:
-        return Frozen(policy, partial(inputs.trainable.at_start, policy.model))
+    at_start = inputs.trainable.at_start
+    if policy is not None and at_start is not None and inputs.policy_is_reference:
+        return Frozen(policy, partial(at_start, policy.model))
     return Frozen(make_scorer(inputs, inputs.reference_weights).requires_grad_(False))
 
 

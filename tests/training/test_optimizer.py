@@ -259,7 +259,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DpoError, match="needs the package bitsandbytes") as caught:
         make_optimizer([Parameter(torch.ones(2, 2))], Train(optimizer="adamw8bit"))
-    assert ".[8bit]" in caught.value.remedy
+    assert "bitsandbytes" in caught.value.remedy
 
 
 def test_an_older_torch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,9 @@ import hashlib
 from pathlib import Path
 
 from dpo_cli.errors import DpoError
+from dpo_cli.export import verified_write
 from dpo_cli.export.gguf.modelfile import MODELFILE
-from dpo_cli.files import is_special, sha256_file
+from dpo_cli.files import sha256_file
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Exported, history
@@ -30,18 +31,10 @@ def check_directory(run: RunDirectory, path: Path, *, force: bool) -> None:
     Raises:
         DpoError: the destination is refused.
     """
-    if is_special(path) or (path.exists() and not path.is_dir()):
-        raise DpoError(f"{path} is a file", "Choose the path of a directory.")
-    if not path.parent.is_dir():
-        raise DpoError(f"{path.parent}: no such directory", "Create it, or choose another path.")
-    if not path.is_dir():
-        return
-    names = {each.name for each in path.iterdir()}
-    if others := sorted(n for n in names if n != MODELFILE and not n.endswith(".gguf")):
-        raise DpoError(
-            f"{path} would be replaced completely, and contains {', '.join(others[:5])}",
-            "Choose a new directory.",
-        )
+    names = {each.name for each in path.iterdir()} if path.is_dir() else set()
+    verified_write.check_directory(
+        path, (name for name in names if name != MODELFILE and not name.endswith(".gguf"))
+    )
     written = {event.sha256 for event in history(run.events_path) if isinstance(event, Exported)}
     if names and not force and fingerprint(path) not in written:
         raise DpoError(

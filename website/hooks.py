@@ -46,7 +46,9 @@ def on_files(files: Files, *, config: Any) -> Files:
         _put(files, path, config)
         if path.endswith(".md"):
             text = (REPOSITORY / path).read_text(encoding="utf-8")
-            linked = [_target(path, match[1]) for match in _LINK.finditer(_OTHER_LANGUAGE.sub("", text))]
+            linked = [
+                _target(path, match[1]) for match in _LINK.finditer(_OTHER_LANGUAGE.sub("", text))
+            ]
             pages += [each for each in linked if files.get_file_from_path(site_path(each)) is None]
     for name, content in reference.pages(language).items():
         files.append(File.generated(config, f"reference/{name}", content=content))
@@ -124,7 +126,11 @@ def on_page_context(context: Any, *, page: Any, config: Any, nav: Any) -> None:
     """Let the menu of languages lead to this page in the other language."""
     english, chinese = page.url, f"zh-CN/{page.url}"
     if config.theme["language"] == "zh":
-        english, chinese = f"../{page.url}", page.url
+        # mkdocs makes this link relative to the page without its leading ../, which it puts back in
+        # front afterwards; so the link must name the page as from the page's own folder.
+        folder = posixpath.dirname(page.url)
+        up = "../" * (page.url.count("/") + 1)
+        english, chinese = up + posixpath.join(folder, page.url), page.url
     config.extra["alternate"] = [
         {"name": "English", "link": english, "lang": "en"},
         {"name": "中文", "link": chinese, "lang": "zh"},

@@ -20,7 +20,7 @@ from dpo_cli.commands.group import load_command
 from dpo_cli.commands.help import command_path, metavar, shown_default, usage
 from dpo_cli.findings import PairIssue
 from dpo_cli.profile.json_schema import json_schema
-from dpo_cli.profile.schema import KEYS, TABLES
+from dpo_cli.profile.schema import KEYS, TABLES, Key
 from dpo_cli.profile.table import Effect
 from dpo_cli.profile.text import show_value
 
@@ -36,35 +36,60 @@ ENGLISH = {
     "about keys": "This page is made from the schema that checks a profile. `dpo config show "
     "PROFILE` prints the value of each key and where it comes from; `dpo schema` writes the schema "
     "for an editor.",
-    "type": "type",
     "unset": "unset",
+    "for example": ", for example",
+    "string": "text",
+    "integer": "whole number",
+    "number": "number",
+    "boolean": "`true` or `false`",
+    "object": "table",
+    "list of": "list, each ",
+    "list of these": "a list of these",
+    "or": ", or ",
+    "minimum": "at least ",
+    "exclusiveMinimum": "above ",
+    "maximum": "at most ",
+    "exclusiveMaximum": "below ",
     Effect.NONE: "you can change it at a resume",
     Effect.MATHEMATICS: "a change at a resume needs `--allow-changes`",
     Effect.POSITION: "fixed for the run",
     "issues": "Problems of pairs",
-    "about issues": "`dpo check` counts pairs with these properties. `dpo data PROFILE --only NAME` "
-    "shows those of one kind.",
+    "about issues": "`dpo check` counts pairs with these properties. `dpo data PROFILE "
+    "--only NAME` shows those of one kind.",
     "name": "name",
     "meaning": "meaning",
 }
 CHINESE = {
     "commands": "命令",
-    "about commands": "本页由程序生成：每个命令自己的帮助（英文），`dpo COMMAND --help` 打印同样的内容。",
+    "about commands": "本页由程序生成：每个命令自己的帮助（英文），"
+    "`dpo COMMAND --help` 打印同样的内容。",
     "arguments": "参数",
     "options": "选项",
     "required": "必填",
     "default": "默认",
     "keys": "配置键",
-    "about keys": "本页由检查配置的模式（schema）生成，说明为英文。`dpo config show PROFILE` 打印每个键的值"
-    "和来源；`dpo schema` 写出供编辑器使用的模式。",
-    "type": "类型",
+    "about keys": "本页由检查配置的模式（schema）生成，说明为英文。"
+    "`dpo config show PROFILE` 打印每个键的值和来源；`dpo schema` 写出供编辑器使用的模式。",
     "unset": "不设",
+    "for example": "，例如",
+    "string": "文本",
+    "integer": "整数",
+    "number": "数",
+    "boolean": "`true` 或 `false`",
+    "object": "表",
+    "list of": "列表，每个是",
+    "list of these": "由这些组成的列表",
+    "or": "，或者",
+    "minimum": "不小于 ",
+    "exclusiveMinimum": "大于 ",
+    "maximum": "不大于 ",
+    "exclusiveMaximum": "小于 ",
     Effect.NONE: "续训时可以改变",
     Effect.MATHEMATICS: "续训时改变需要 `--allow-changes`",
     Effect.POSITION: "在一次训练中不能改变",
     "issues": "偏好对的问题",
-    "about issues": "`dpo check` 统计有这些特征的偏好对（说明为英文）。`dpo data PROFILE --only NAME` "
-    "显示其中一种。",
+    "about issues": "`dpo check` 统计有这些特征的偏好对（说明为英文）。"
+    "`dpo data PROFILE --only NAME` 显示其中一种。",
     "name": "名称",
     "meaning": "含义",
 }
@@ -129,31 +154,41 @@ def _keys(labels: Mapping[str, str]) -> Iterator[str]:
         yield f"## `[{table}]`\n\n{' '.join((model.__doc__ or '').split())}\n"
         for field, schema in definitions[table]["properties"].items():
             key = KEYS[f"{table}.{field}"]
-            default = labels["unset"] if key.default is None else f"`{show_value(key.default)}`"
-            if key.is_required:
-                default = labels["required"]
+            remarks = [type_text(schema, labels)]
+            remarks.append(labels["required"] if key.is_required else _default(key, labels))
             yield f"### `{key.name}`\n"
+            yield f"{' · '.join([*remarks, labels[key.effect]])}\n"
             yield f"{_with_links(key.description, key.name)}\n"
-            yield f"- {labels['type']}: {type_text(schema)}"
-            yield f"- {labels['default']}: {default}"
-            yield f"- {labels[key.effect]}\n"
 
 
-def type_text(schema: Mapping[str, Any]) -> str:
+def _default(key: Key, labels: Mapping[str, str]) -> str:
+    """Describe the default of a key; of a key without one, a value that it may have."""
+    if key.default is not None:
+        return f"{labels['default']} `{show_value(key.default)}`"
+    example = next((value for value in key.examples if value is not None), None)
+    unset = labels["unset"]
+    return unset if example is None else f"{unset}{labels['for example']} `{show_value(example)}`"
+
+
+def type_text(schema: Mapping[str, Any], labels: Mapping[str, str] = ENGLISH) -> str:
     """Describe the type of a key, from its part of the JSON Schema, with its limits."""
     if "anyOf" in schema:
-        return " or ".join(type_text(branch) for branch in schema["anyOf"])
+        first, *others = schema["anyOf"]
+        texts = [type_text(first, labels)]
+        for branch in others:
+            is_list = branch.get("items") == first
+            texts.append(labels["list of these"] if is_list else type_text(branch, labels))
+        return labels["or"].join(texts)
     if "enum" in schema:
-        return " or ".join(f"`{show_value(value)}`" for value in schema["enum"])
-    if schema.get("type") == "array":
-        return f"list of {type_text(schema.get('items', {}))}"
-    names = {"string": "text", "integer": "whole number", "number": "number"}
-    name = names.get(schema.get("type", ""), "`true` or `false`")
-    above = "above" if schema.get("exclusiveMinimum") else "at least"
-    below = "below" if schema.get("exclusiveMaximum") else "at most"
-    limits = [f"{above} {schema['minimum']:g}"] if "minimum" in schema else []
-    limits += [f"{below} {schema['maximum']:g}"] if "maximum" in schema else []
-    return ", ".join([name, *limits])
+        return ", ".join(f"`{show_value(value)}`" for value in schema["enum"])
+    if schema["type"] == "array":
+        return labels["list of"] + type_text(schema["items"], labels)
+    parts = [labels[schema["type"]]]
+    for bound, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
+        if bound in schema:
+            word = labels[exclusive if schema.get(exclusive) else bound]
+            parts.append(f"{word}{show_value(schema[bound])}")
+    return ", ".join(parts)
 
 
 def _with_links(description: str, own_name: str) -> str:
@@ -163,7 +198,7 @@ def _with_links(description: str, own_name: str) -> str:
 
     def link(match: re.Match[str]) -> str:
         name = match.group() if match.group() in KEYS else f"{table}.{match.group()}"
-        if name not in KEYS or "_" not in name:
+        if name not in KEYS:
             return match.group()
         shown = f"`{match.group()}`"
         return shown if name == own_name else f"[{shown}](#{name.replace('.', '')})"

@@ -23,6 +23,8 @@ _OTHER_LANGUAGE = re.compile(r"^\[(?:中文|中文说明|English)\]\([^)]*\)\n+"
 """Line that leads to the page in the other language, for which the site has a menu."""
 _FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
+_LONG_NAME = re.compile(r"(?<=<code>)[^<>\s]{25,}(?=</code>)")
+
 
 def on_config(config: Any) -> None:
     """Give headings the anchors that they have on GitHub."""
@@ -120,6 +122,11 @@ def anchors(page: Path) -> list[str]:
     """Return the anchors of the headings of a page, in order."""
     text = _FENCED.sub("", page.read_text(encoding="utf-8"))
     return [slug(heading) for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)]
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Let long names break at their punctuation, so that tables keep room for texts."""
+    return _LONG_NAME.sub(lambda match: re.sub(r"(?<=[_/.])|(?<=::)", "<wbr>", match[0]), html)
 
 
 def on_page_context(context: Any, *, page: Any, config: Any, nav: Any) -> None:

@@ -157,7 +157,7 @@ def _keys(labels: Mapping[str, str]) -> Iterator[str]:
             remarks = [type_text(schema, labels)]
             remarks.append(labels["required"] if key.is_required else _default(key, labels))
             yield f"### `{key.name}`\n"
-            yield f"{' · '.join([*remarks, labels[key.effect]])}\n"
+            yield f"{' · '.join([*remarks, labels[key.effect]])}\n{{ .facts }}\n"
             yield f"{_with_links(key.description, key.name)}\n"
 
 

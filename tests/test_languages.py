@@ -71,3 +71,13 @@ def test_the_same_claims_about_the_network() -> None:
     for english_claim, chinese_claim in NETWORK:
         assert english_claim in claim
         assert chinese_claim in translated
+
+
+def test_chinese_pages_lead_to_chinese_pages(page: Path) -> None:
+    """Except for the line that leads to the same page in English."""
+    text = page.read_text(encoding="utf-8")
+    own = english(page).resolve()
+    for target in re.findall(r"\]\(([^)#\s]+\.md)", text):
+        path = (page.parent / target).resolve()
+        if path != own and path.parent == REPOSITORY / "docs":
+            assert not (path.parent / "zh-CN" / path.name).exists(), target

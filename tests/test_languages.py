@@ -51,21 +51,22 @@ def rows(text: str) -> list[str]:
 
 def meant(page: Path) -> list[tuple[str, int | None]]:
     """English target and number of the heading of each link, but those between the languages."""
-    other = {english(each).resolve(): each.resolve() for each in CHINESE}
-    original = {chinese: each for each, chinese in other.items()}
-    switch = {page.resolve(), other.get(page.resolve()), original.get(page.resolve())}
+    translated = {english(each) for each in CHINESE}
     found: list[tuple[str, int | None]] = []
     for target, anchor in links(page):
         if target.startswith(("http://", "https://", "mailto:")):
             found.append((f"{target}#{anchor}", None))
             continue
-        path = (page.parent / target).resolve() if target else page.resolve()
-        if target and path in switch:
+        path = (page.parent / target).resolve() if target else page
+        is_chinese = path.parent == DOCS / "zh-CN" or path == CHINESE[0]
+        original = english(path) if is_chinese else path
+        if path != page and original == (english(page) if page in CHINESE else page):
             continue
         if page in CHINESE:
-            assert path not in other, f"{page.name} links to {target}, which has a Chinese page"
-        index = headings(path).index(anchor) if anchor else None
-        found.append((str(original.get(path, path)), index))
+            assert path not in translated, (
+                f"{page.name} links to {target} instead of its translation"
+            )
+        found.append((str(original), headings(path).index(anchor) if anchor else None))
     return found
 
 

@@ -27,7 +27,7 @@ def shell_lines(page: Path) -> list[str]:
 def code_lines(page: Path) -> list[str]:
     """The lines of all blocks of code of a page, fenced or indented, without comments."""
     text = page.read_text(encoding="utf-8")
-    blocks = re.findall(r"^```.*?\n(.*?)^```$|^((?: {4}.*\n)+)", text, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```.*?\n(.*?)^```$|^((?: {4}[^\n]*\n)+)", text, re.MULTILINE | re.DOTALL)
     lines = "".join(fenced or indented for fenced, indented in blocks).splitlines()
     return [line for line in (re.sub(r"(^|\s+)#\s.*$", "", each) for each in lines) if line]
 

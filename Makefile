@@ -13,7 +13,7 @@ BENCH_INPUTS = $(SHARED)/checkpoints/full_sft_512.pth $(SHARED)/tokenizer/minimi
 # that two cores bear four processes.
 TEST_JOBS ?= 4
 
-.PHONY: setup demo dist test test-cpu quick storm fuzz bench bench-gpu bench-scaling lint format clean
+.PHONY: setup demo dist test pytest test-cpu quick storm fuzz bench bench-gpu bench-scaling lint format clean
 
 setup: $(READY)
 
@@ -43,7 +43,11 @@ $(DIST)/ready:
 	$(DIST)/bin/python -m pip install --quiet build twine
 	touch $@
 
-test: lint
+# The linters take one core for half a minute, so the tests begin beside them.
+test: $(READY)
+	$(MAKE) --no-print-directory -j2 lint pytest
+
+pytest: $(READY)
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist worksteal
 
 # The tests that compare bits, under each instruction set of torch's CPU kernels: default, avx2, avx512.

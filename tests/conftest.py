@@ -1,4 +1,4 @@
-"""What all tests share: where the golden files and real data lie, and the tokenizers."""
+"""Fixtures of all tests: golden files, real data and tokenizers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Golden numbers, real data, tokenizers and checkpoints, beside the repository."""
+    """Folder beside the repository with golden numbers, real data, tokenizers and weights."""
     if not SHARED.is_dir():
         pytest.skip("needs ../shared (golden numbers and real data) beside the repository")
     return SHARED

@@ -76,7 +76,7 @@ def test_so_many_more_pairs_would_settle_it(ahead: int, behind: int) -> None:
 
 
 def test_a_repeated_prompt_is_one_toss() -> None:
-    """Ten pairs of one prompt are no more than one opinion."""
+    """Ten pairs with one prompt count as one observation."""
     first, second = split(10, 0, 0)
     assert compare_accuracies(first, second).is_significant
     test = compare_accuracies(first, second, [0] * 10)
@@ -126,12 +126,12 @@ Sample = tuple[Sequence[float], Sequence[int] | None]
 
 
 def paired_losses(draw: random.Random) -> Sample:
-    """Differences of the losses of two runs on 40 pairs: skewed, most of them small."""
+    """Return differences of the losses of two runs on 40 pairs: skewed, most of them small."""
     return [draw.gauss(0.02, 0.1) + 0.05 * (draw.expovariate(1) - 1) for _ in range(40)], None
 
 
 def losses_of_prompts(draw: random.Random) -> Sample:
-    """25 prompts with one to four pairs each, whose differences have half of their variance."""
+    """Return 25 prompts with one to four pairs each; half of the variance is between prompts."""
     values, labels = [], []
     for prompt in range(25):
         shared = draw.gauss(0.02, 0.1)
@@ -164,7 +164,7 @@ def of_share(values: Sequence[float], labels: Sequence[int] | None) -> tuple[flo
 
 
 def answers_of_prompts(draw: random.Random) -> Sample:
-    """50 prompts with one to three pairs each; prompts differ in how often the model is right."""
+    """Return 50 prompts with one to three pairs each; prompts differ in accuracy."""
     values, labels = [], []
     for prompt in range(50):
         share = draw.betavariate(2.4, 1.6)
@@ -191,7 +191,7 @@ def test_19_of_20_intervals_contain_the_truth(
 
 
 def test_without_clusters_too_few_intervals_would_contain_the_truth() -> None:
-    """The same pairs, taken for independent."""
+    """Intervals that treat the same pairs as independent are too narrow."""
     assert coverage(losses_of_prompts, lambda values, _: of_mean(values, None), 0.02) < 0.92
 
 

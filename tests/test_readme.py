@@ -1,4 +1,4 @@
-"""The README is followed to the letter: every command line of its blocks, in order.
+"""Each command line of the README runs, in order.
 
 The models are tiny, and have the names and places that the README gives them.
 """
@@ -112,7 +112,7 @@ def test_a_huggingface_model_and_parquet(tmp_path: Path) -> None:
 
 
 def test_the_script_calls_what_exists() -> None:
-    """tests/api runs such a script; here each name and argument is compared with the API."""
+    """tests/api runs such a script; this test compares each name and argument with the API."""
     import inspect
 
     import dpo_cli

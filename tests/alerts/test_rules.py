@@ -1,4 +1,4 @@
-"""Alert rules on synthetic events: each alert at the right step, once, never in a healthy run.
+"""Tests of the alert rules on synthetic events: each alert at the right step, once.
 
 tests/alerts/test_real_runs.py provokes each alert in a real run.
 """
@@ -61,7 +61,7 @@ MADE: dict[str, Any] = {
 
 
 def step(number: int, **changes: Any) -> StepDone:
-    """Optimizer step `number` of a run that learns what it should; pairs differ from step to step.
+    """Return optimizer step `number` of a healthy run; metrics differ from step to step.
 
     Metrics may be given by name, with "_" for "/".
     """
@@ -127,7 +127,7 @@ def both_fall(number: int) -> dict[str, Any]:
 
 
 def test_displacement() -> None:
-    """As soon as the last steps do not overlap with the first."""
+    """The alert comes as soon as the last steps do not overlap with the first ones."""
     assert alerts_of(steps(both_fall)) == [(2 * WINDOW, "displacement")]
 
 
@@ -140,7 +140,7 @@ def test_rejected_answers_that_lose_far_more_are_no_displacement(chosen: float) 
 
 
 def test_rewards_that_fall_by_chance_are_no_displacement() -> None:
-    """Noise ten times as large as the fall."""
+    """The noise is ten times as large as the fall."""
 
     def falls(number: int) -> dict[str, Any]:
         noise = 2.0 * math.sin(1.7 * number)
@@ -186,7 +186,7 @@ def test_a_loss_that_fell_once_and_a_run_too_short_to_tell() -> None:
 
 
 def test_an_accuracy_that_stays_at_a_half() -> None:
-    """The interval ends below 0.55 once there are about 400 pairs, at 4 a step."""
+    """The upper end of the interval falls below 0.55 after about 400 pairs, at 4 per step."""
     tossed = list(
         steps(
             lambda n: {
@@ -301,7 +301,7 @@ def busy_after(number: int, times: float = 2.0) -> Callable[[int], dict[str, Any
 
 
 def test_a_cpu_that_other_processes_use_too() -> None:
-    """From the first 20 seconds on, without the first step, which also loads code."""
+    """The first 20 seconds count, except the first step, which also loads code."""
     busy = list(steps(busy_after(0)))
     assert [each for each in alerts_of(busy) if each[1] != "slow"] == [(11, "cpu-contention")]
     alert = text(busy, "cpu-contention")
@@ -337,7 +337,7 @@ def test_the_disk_is_watched_ahead() -> None:
 
 
 def bad(number: int) -> dict[str, Any]:
-    """Displacement at 40, a spike at 50, drift at 60, a gradient out of proportion later."""
+    """Displacement at step 40, a spike at 50, drift at 60, and later a large gradient."""
     return both_fall(number) | {
         "losses": (5.0,) if number in (50, 70) else (0.6,),
         "kl": 0.01 * number,
@@ -367,7 +367,7 @@ def test_alerts_of_lost_steps_are_not_repeated() -> None:
 
 
 def test_skipped_steps_are_ignored() -> None:
-    """Their figures may be no numbers at all."""
+    """The metrics of skipped steps may be NaN or infinite."""
 
     def some_skipped(number: int) -> dict[str, Any]:
         if number % 7:
@@ -384,7 +384,7 @@ def test_every_code_belongs_to_one_rule() -> None:
 
 @pytest.mark.parametrize(("nats", "is_told"), [(8.3, False), (8.5, True)])
 def test_a_model_that_guesses(nats: float, is_told: bool) -> None:
-    """ln 6,400 = 8.76; told once, from the first evaluation or, with a mean, the first step."""
+    """ln 6,400 = 8.76. One alert, at the first evaluation or, with a mean, at the first step."""
     held_out = {"loss": 0.6931, "token_logps/chosen": -nats}
     start = Evaluated(step=0, optimizer_step=0, metrics=held_out, pairs=9, seconds=1.0)
     told = ["tokenizer-mismatch"] * is_told

@@ -1,4 +1,4 @@
-"""The Python API: what it loads, how it fails, and that its runs are the command line's."""
+"""Tests of the Python API: imports, errors, and runs that equal those of the command line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.small_runs import golden_run, golden_settings
 
 @pytest.fixture
 def settings(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Settings of a run of a few seconds, in an empty working directory."""
+    """Return settings of a run of a few seconds, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DPO_RUNS_DIR", raising=False)
     return golden_settings(shared, "seed", False, **{"train.epochs": 3})

@@ -1,4 +1,4 @@
-"""`dpo check` reports all problems of a profile at once, and writes nothing."""
+"""Tests of `dpo check`, which reports all problems of a profile at once and writes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forecast of time and memory of a run."""
+"""Tests of the forecast of time and memory."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Every bad input of a first evening: one clear message, the right exit code, nothing left behind.
+"""Tests of bad input: one clear message, the right exit code, and no files left.
 
-Through the real `dpo`, in a process of its own.
+They run the real `dpo` in its own process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.support.cli import DPO, dpo, run_in, set_options
 from tests.support.small_runs import good_settings
 
 Change = Callable[[Path, Path, dict[str, Any]], None]
-"""Spoils one thing, given the working directory, ../shared and the settings."""
+"""Function that damages one input, given the working directory, ../shared and the settings."""
 
 
 def assert_clear(result: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
@@ -191,7 +191,7 @@ def test_a_missing_profile(tmp_path: Path) -> None:
 
 
 def test_a_read_only_run_directory(shared: Path, tmp_path: Path) -> None:
-    """Permissions do not hold root back; a read-only file system does, mounted for it alone."""
+    """Root ignores permissions, so the test mounts a read-only file system."""
     runs = tmp_path / "runs"
     runs.mkdir(mode=0o555)
     command = shlex.join([*DPO, "train", "dense", *set_options(good_settings(shared))])

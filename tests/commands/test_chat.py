@@ -1,4 +1,4 @@
-"""`dpo chat`: on a terminal, on pipes, over a file of prompts, and with bad input."""
+"""Tests of `dpo chat`: on a terminal, on pipes, over a file of prompts, and with bad input."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def file(shared: Path) -> str:
 
 @pytest.fixture(scope="module")
 def model(shared: Path, file: str) -> list[str]:
-    """A file, and the tokenizer that it needs."""
+    """Arguments of `dpo chat` for a weights file."""
     return [file, "--tokenizer", str(shared / "tokenizer/minimind2")]
 
 
 @pytest.fixture(scope="module")
 def both(shared: Path, model: list[str]) -> list[str]:
-    """Beside it another one."""
+    """Arguments of `dpo chat` for two weights files."""
     return [*model, "--reference", str(shared / "golden/train/seed/full_sft_64_moe.pth")]
 
 
 @pytest.fixture(scope="module")
 def run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """A run that has learnt something: its weights are not its reference's."""
+    """Trained run whose weights differ from the reference."""
     arguments = small_run(shared, **{"train.learning_rate": 1e-2, "dpo.beta": 5})
     run = workers.new_run(tmp_path_factory.mktemp("runs"), arguments)
     assert workers.work(run) == 0
@@ -247,7 +247,7 @@ def test_a_place_that_cannot_be_written(dpo: Cli, root: Path, model: list[str]) 
 
 
 def test_a_conversation_on_a_terminal(tmp_path: Path, both: list[str]) -> None:
-    """With real models; tests/ui/test_chat.py has the rest."""
+    """This uses real models; tests/ui/test_chat.py has the other tests of conversations."""
     with Terminal(CHAT, "chat", *both, "--max-new-tokens", 30000, cwd=tmp_path) as terminal:
         terminal.until(lambda: "\n> " in terminal.raw, 120)
         assert "policy     " in terminal.raw

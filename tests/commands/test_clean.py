@@ -1,4 +1,4 @@
-"""`dpo clean` and `dpo cache`: what goes, what stays, and that both are told."""
+"""Tests of `dpo clean` and `dpo cache`: removed files, kept files, and the report of both."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def cache_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def filled(run: RunDirectory) -> RunDirectory:
-    """With three saved states, evidence, and what killed writers left."""
+    """Make a run with three checkpoints, evidence, and files of killed writers."""
     for step in (100, 150, 200):
         run.commit_checkpoint(step, lambda path: write(path / "w.safetensors", 1000), keep=3)
     write(run.path / "non_finite/step-00000004/weights.safetensors", 500)

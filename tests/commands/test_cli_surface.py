@@ -1,4 +1,4 @@
-"""The command line as users know it: every command and option, errors, and what `--help` costs."""
+"""Tests of the command line: commands, options, errors, and the cost of `--help`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def dpo(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 def describe(command: Any, name: str) -> list[str]:
-    """A command, its arguments and options, then its subcommands, one a line."""
+    """Yield a command, its arguments and options, and its subcommands, one per line."""
     lines = [name]
     for parameter in command.params:
         words = [*parameter.opts, *parameter.secondary_opts]

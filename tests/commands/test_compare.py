@@ -1,4 +1,4 @@
-"""`dpo compare` over runs written by hand."""
+"""Tests of `dpo compare` on hand-made runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FAST = {"train": {**story.SETTINGS["train"], "learning_rate": 1e-5}}
 
 
 def written(root: Path, name: str, *events: object) -> RunDirectory:
-    """A run with a name that is the same each time."""
+    """Make a run with a fixed name."""
     run = story.write(root, name, *events)  # type: ignore[arg-type]
     path = run.path.with_name(f"{name}-20260101-120000-ab12")
     os.rename(run.path, path)

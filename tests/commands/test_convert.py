@@ -1,4 +1,4 @@
-"""`dpo convert`: what it prints, and what it refuses."""
+"""Tests of `dpo convert`: output and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dpo data`: the pairs one after another, on a pipe and in a pager."""
+"""Tests of `dpo data`: pairs one after another, on a pipe and in a pager."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def data(folder: Path, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Run `dpo data my.toml` in this process: exit code, standard output, standard error."""
+    """Run `dpo data my.toml` in this process; return exit code, stdout and stderr."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
         code = app.main(["data", "my.toml", *arguments])
@@ -167,7 +167,7 @@ SHARDS = ("--set", "data.data_path=shards")
 
 @pytest.fixture
 def shards(folder: Path) -> Path:
-    """Two files of other formats: four pairs, a row of two cells, a line that is no JSON."""
+    """Write two files of other formats: four pairs, a row of two cells, a line that is no JSON."""
     (folder / "shards").mkdir()
     csv = 'prompt,chosen,rejected\nHow?,"So,\nso.",No.\nonly,two\nWhy?,Because.,No.\n'
     (folder / "shards/a.csv").write_text(csv)

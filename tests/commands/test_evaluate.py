@@ -1,4 +1,4 @@
-"""`dpo eval` and `dpo merge` on runs that were really trained, through the real command line."""
+"""Tests of `dpo eval` and `dpo merge` on trained runs, through the real command line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHANGES = {"train.epochs": 1, "eval.interval": 3, "dpo.beta": 5.0}
 
 @dataclass(frozen=True)
 class Trained:
-    """A run, and what `dpo` says of it, called in a process like a worker's."""
+    """Trained run, and calls of `dpo` in a process like a worker's."""
 
     run: RunDirectory
     model_weights: Path
@@ -37,14 +37,14 @@ class Trained:
         return self.run.path.parent
 
     def dpo(self, *arguments: str | Path) -> tuple[int, str]:
-        """The exit code, and what stdout and stderr got."""
+        """Run `dpo`; return the exit code and the combined output."""
         said = self.folder / "said.txt"
         words = [str(argument) for argument in arguments]
         code = workers.call(partial(_call, [*words, "--runs-dir", str(self.folder)], said))
         return code, said.read_text(encoding="utf-8")
 
     def evaluated_models(self, *arguments: str | Path) -> dict[str, Any]:
-        """What `dpo eval --json` says."""
+        """Return the output of `dpo eval --json`."""
         code, said = self.dpo("eval", *arguments, "--json")
         assert code == 0, said
         evaluated_models: dict[str, Any] = json.loads(said)
@@ -75,7 +75,7 @@ def train(shared: Path, root: Path, version: str, moe: bool, **changes: Any) -> 
 def trained(
     request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Trained:
-    """MiniMind version 2 dense, or MiniMind version 3 with experts."""
+    """Train MiniMind version 2 dense, or MiniMind version 3 with experts."""
     root = tmp_path_factory.mktemp(request.param)
     if request.param == "dense":
         return train(shared, root, "seed", False, **{"eval.keep_best": True})
@@ -108,7 +108,7 @@ def test_a_run_as_it_evaluated_itself(trained: Trained) -> None:
 def test_an_exported_file_the_start_and_a_hugging_face_folder(
     trained: Trained, tmp_path: Path
 ) -> None:
-    """All to 1e-5 of what the run's own evaluations say."""
+    """All metrics equal those of the run's own evaluations to 1e-5."""
     by_profile = ("--profile", trained.run.profile_path)
     start = trained.evaluated_models(trained.model_weights, *by_profile)
     assert_as_recorded(start, trained.evaluations[0], within=1e-5)
@@ -140,7 +140,7 @@ def test_the_best_state(trained: Trained) -> None:
 
 
 def test_other_pairs_and_another_reference(dense: Trained, shared: Path) -> None:
-    """A run against itself moves nothing; without a reference there is no accuracy."""
+    """A run compared with itself has no change, and without a reference there is no accuracy."""
     data = shared / "golden/data/train27.jsonl"
     evaluated_models = dense.evaluated_models(
         dense.run.name, "--data", data, "--reference", dense.run.name

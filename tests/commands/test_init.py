@@ -1,4 +1,4 @@
-"""`dpo init`: the files of the project are filled in, what is there is never written over."""
+"""Tests of `dpo init`: the profile names the files of the project, and no file is overwritten."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HUB_MODEL = ("--model", "hf:ORG/NAME")
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory around which there is nothing."""
+    """Working directory with nothing around it."""
     folder = tmp_path / "far" / "away" / "here"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
@@ -108,7 +108,7 @@ def test_the_files_suggest_the_template(
 
 
 def test_a_huggingface_model_is_filled_in(dpo: Cli, here: Path) -> None:
-    """Its tokenizer is its own. A base model without a chat template comes last."""
+    """The directory's own tokenizer is used. A base model without a chat template comes last."""
     model(here / "a-base", template=False)
     model(here / "models/Qwen3", positions=512)
     (here / "prefs.jsonl").write_text(LONG_ROW * 400)
@@ -411,7 +411,7 @@ def test_the_short_and_the_full_profile_are_one(dpo: Cli, here: Path) -> None:
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, *answers: int | str) -> list[str]:
-    """Answer the questions of a terminal; returns the questions as they are asked."""
+    """Answer the questions on a terminal; return the questions in order."""
     waiting, asked = iter(answers), list[str]()
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("typer.prompt", lambda text, **_: (asked.append(text), next(waiting))[1])

@@ -1,4 +1,4 @@
-"""`dpo runs`, `show` and `watch` over runs written by hand."""
+"""Tests of `dpo runs`, `show` and `watch` on hand-made runs."""
 
 from __future__ import annotations
 

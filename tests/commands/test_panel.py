@@ -1,4 +1,4 @@
-"""`dpo train` and `resume` on a terminal: the panel in front, training behind it."""
+"""Tests of `dpo train` and `resume` on a terminal: the panel in front, training behind."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ complete()
 
 
 def dpo(worker: str, *arguments: str, **changes: str) -> Terminal:
-    """`dpo` on a terminal, with this worker."""
+    """Return `dpo` on a terminal, with this worker."""
     return Terminal(DPO, WORKER + worker, *arguments, cwd=Path.cwd(), **changes)
 
 

@@ -1,4 +1,4 @@
-"""Command lines of `dpo train` and `dpo resume` with several processes, and refusals."""
+"""Tests of `dpo train` and `dpo resume` with several processes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def without_cards(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def supervised(monkeypatch: pytest.MonkeyPatch) -> Supervised:
-    """Start nothing; collect run, command line and alerts of each launch."""
+    """Replace the launch; collect run, command line and alerts of each launch."""
     calls: Supervised = []
 
     class FakeLauncher:

@@ -1,4 +1,4 @@
-"""`dpo train`, `resume` and `stop` around a small worker: what they refuse, write and take back."""
+"""Tests of `dpo train`, `resume` and `stop` with a small worker: files, refusals and undo."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("directory")
 
 @pytest.fixture
 def worker(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[list[str]]]:
-    """Set what the worker does; the list that is returned collects the changes it is told."""
+    """Return a function that sets the worker's script, and returns the changes it will receive."""
 
     def set_script(script: str) -> list[list[str]]:
         told: list[list[str]] = []
@@ -51,7 +51,7 @@ Worker = Callable[[str], list[list[str]]]
 
 @pytest.fixture
 def stopped(dpo: Cli, worker: Worker) -> RunDirectory:
-    """A run that was stopped in the middle."""
+    """Return a run that was stopped halfway."""
     worker("plan(); stop()")
     assert dpo("train", "mine.toml")[0] == 130
     return find_run(Path("runs"), None)
@@ -294,7 +294,7 @@ def test_stop_of_a_run_that_dies_meanwhile(
 
 @dataclass
 class Bench:
-    """Stands for the modules that `dpo export` calls, which import torch and have own tests."""
+    """Replace the modules that `dpo export` calls, which import torch and have their own tests."""
 
     asked: list[tuple[object, ...]] = field(default_factory=list)
     seconds: float | None = None

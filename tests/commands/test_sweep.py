@@ -1,4 +1,4 @@
-"""`dpo sweep` around small workers: its plan, its order, what it refuses, how it ends."""
+"""Tests of `dpo sweep` with small workers: plan, order, refusals and end."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ FAILS_AT_B = LEARNS + "plan()\nif letter == 'B': refuse()\nevaluate(ACCURACY[let
 
 @pytest.fixture
 def workers(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Lets a script train, in a process of its own, instead of a copy with torch."""
+    """Return a function that makes workers run a script, instead of forks with torch."""
 
     def use(script: str) -> None:
         def argv(run: RunDirectory, *_: object, **__: object) -> list[str]:
@@ -69,7 +69,7 @@ def workers(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def starts(letter: str) -> int:
-    """How often a worker began on the run of a point."""
+    """Return the number of worker starts for a point."""
     run = find_run(Path("runs"), f"mine-{letter}")
     return sum(isinstance(e, WorkerStarted) for e in EventReader(run.events_path).read_new())
 

@@ -1,4 +1,4 @@
-"""Trackers as a user sees them: one line where one is missing, and real runs that are tracked."""
+"""Tests of trackers in commands: one line if a tracker is missing, and real tracked runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TRACKED = {"track.use_tensorboard": True, "track.use_wandb": True}
 
 @pytest.fixture
 def not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing but a folder that W&B has left here."""
+    """Empty working directory, and a folder that W&B has left."""
     monkeypatch.setattr(registry, "find_spec", lambda name: ModuleSpec(name, None))
 
 

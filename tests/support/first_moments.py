@@ -1,4 +1,4 @@
-"""Children in their first moments while their parent is killed: none may outlive it.
+"""Child processes that are paused right after their start while their parent is killed.
 
 A parent is a new process that starts one child as this package does, stops it (SIGSTOP) after
 `delay` seconds, and prints the child's process id. The parent is killed, and only then the child
@@ -58,7 +58,7 @@ KINDS = {
 
 
 def orphan(kind: str, run: RunDirectory, delay: float = 0.0) -> float:
-    """Kill the parent of a stopped child, and let the child go on.
+    """Kill the parent of a stopped child, and let the child continue.
 
     Args:
         kind: a key of `KINDS`.

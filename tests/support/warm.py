@@ -1,4 +1,4 @@
-"""The real `dpo`, forked from a server that has the imports, which are most of a command's time.
+"""Run the real `dpo` as a fork of a server that has the imports, which take most of the time.
 
 The command line, the launcher and the worker run as they are. Only the start of a process differs:
 `python -m dpo_cli` and the worker's command line are forks, as a sweep's workers are.

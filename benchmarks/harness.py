@@ -76,17 +76,17 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        theirs = evaluate_with_harness(options, Path(folder))
-    ours = evaluate_with_dpo(options)
+        harness = evaluate_with_harness(options, Path(folder))
+    dpo = evaluate_with_dpo(options)
     report = {
         "date": datetime.date.today().isoformat(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "arguments": sys.argv[1:],
-        "harness": theirs,
-        "dpo eval": {"pairs": ours["pairs"], "likelier": ours["logps/accuracies"]},
+        "harness": harness,
+        "dpo eval": {"pairs": dpo["pairs"], "likelier": dpo["logps/accuracies"]},
     }
-    print(f"lm-evaluation-harness: {theirs['acc']:.4f} of {theirs['pairs']:.0f} pairs")
-    print(f"dpo eval:              {ours['logps/accuracies']:.4f} of {ours['pairs']:.0f} pairs")
+    print(f"lm-evaluation-harness: {harness['acc']:.4f} of {harness['pairs']:.0f} pairs")
+    print(f"dpo eval:              {dpo['logps/accuracies']:.4f} of {dpo['pairs']:.0f} pairs")
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 

@@ -129,17 +129,17 @@ def main() -> None:
         ours = {name: token_logps(path) for name, path in paths.items()}
         command = [arguments.python, __file__, "--score", *map(str, paths.values())]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    theirs = json.loads(done.stdout.splitlines()[-1])
+    recorded = json.loads(done.stdout.splitlines()[-1])
     models = {}
     for name, logps in ours.items():
-        older = theirs["scores"][name]
+        older = recorded["scores"][name]
         difference = max(abs(one - other) for one, other in zip(logps, older, strict=True))
         models[name] = {**summary(older), "max_difference": difference}
         print(f"{name:14} mean {models[name]['mean']:.6f}, largest difference {difference:.2e}")
     result = {
         "date": datetime.date.today().isoformat(),
         "transformers": transformers.__version__,
-        "older": theirs["version"],
+        "older": recorded["version"],
         "positions": RECORDED_POSITIONS,
         "models": models,
     }

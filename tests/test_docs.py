@@ -74,7 +74,7 @@ def test_every_loss_has_a_row() -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "sentence", "trait"),
+    ("file", "sentence", "condition"),
     [
         ("docs/losses.md", r"^\| `f_divergence_type` .*$", "divergence"),
         (
@@ -89,12 +89,12 @@ def test_every_loss_has_a_row() -> None:
         ("dpo_cli/profile/objective.py", r"\(only for ([^)]*)\)\. Default: 0", "smoothing"),
     ],
 )
-def test_lists_of_losses_are_complete(file: str, sentence: str, trait: str) -> None:
+def test_lists_of_losses_are_complete(file: str, sentence: str, condition: str) -> None:
     text = (REPOSITORY / file).read_text(encoding="utf-8")
     (match,) = re.finditer(sentence, text, re.MULTILINE)
     named = set(re.findall(r"[`\"](\w+)[`\"]", match.group())) & LOSSES.keys()
-    field = trait.removeprefix("no ")
-    is_wanted = field == trait
+    field = condition.removeprefix("no ")
+    is_wanted = field == condition
     assert named == {name for name, needs in LOSSES.items() if getattr(needs, field) == is_wanted}
 
 

@@ -39,8 +39,8 @@ def page(request: pytest.FixtureRequest) -> Path:
 
 
 def test_the_same_sections_of_the_same_levels(page: Path) -> None:
-    ours, theirs = map(sections, pages(page))
-    assert [level for level, _ in theirs] == [level for level, _ in ours]
+    english, chinese = map(sections, pages(page))
+    assert [level for level, _ in chinese] == [level for level, _ in english]
 
 
 def test_the_same_commands(page: Path) -> None:
@@ -48,24 +48,26 @@ def test_the_same_commands(page: Path) -> None:
 
 
 def test_the_same_keys_options_and_names_in_each_section(page: Path) -> None:
-    for (_, ours), (_, theirs) in zip(*map(sections, pages(page)), strict=True):
-        found = [Counter(code_spans(text)) for text in (ours, theirs)]
+    for (_, english), (_, chinese) in zip(*map(sections, pages(page)), strict=True):
+        found = [Counter(code_spans(text)) for text in (english, chinese)]
         for spans in found:
             del spans["dpo"]  # a subject that the other language may leave out
         assert found[0] == found[1]
 
 
 def test_the_same_rows_points_and_answers_in_each_section(page: Path) -> None:
-    for (_, ours), (_, theirs) in zip(*map(sections, pages(page)), strict=True):
+    for (_, english), (_, chinese) in zip(*map(sections, pages(page)), strict=True):
         for kind in (r"^\|", r"^- ", r"^\*\*", r"^!\["):
-            counts = [len(re.findall(kind, text, re.MULTILINE)) for text in (ours, theirs)]
-            assert counts[0] == counts[1], (kind, ours[:80])
+            counts = [len(re.findall(kind, text, re.MULTILINE)) for text in (english, chinese)]
+            assert counts[0] == counts[1], (kind, english[:80])
 
 
 def test_the_same_claims_about_the_network() -> None:
-    ours, theirs = pages(REPOSITORY / "README.zh-CN.md")
-    [claim] = re.findall(r"^- `dpo` opens no network connection except (.*)$", ours, re.MULTILINE)
-    [translated] = re.findall(r"^- `dpo` 只在以下情况使用网络：(.*)$", theirs, re.MULTILINE)
+    english, chinese = pages(REPOSITORY / "README.zh-CN.md")
+    [claim] = re.findall(
+        r"^- `dpo` opens no network connection except (.*)$", english, re.MULTILINE
+    )
+    [translated] = re.findall(r"^- `dpo` 只在以下情况使用网络：(.*)$", chinese, re.MULTILINE)
     assert len(re.split(r", (?:and )?", claim)) == len(NETWORK)
     assert len(re.split("、(?:以及)?", translated)) == len(NETWORK)
     for english_claim, chinese_claim in NETWORK:

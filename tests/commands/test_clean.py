@@ -155,7 +155,7 @@ def test_a_link_is_removed_and_what_it_leads_to_is_not(
 
 def test_no_runs(dpo: Cli) -> None:
     assert dpo("clean") == (0, "freed 0 B\n", "")
-    assert dpo("clean", "nobody")[0] == 2
+    assert dpo("clean", "missing")[0] == 2
 
 
 # --- the cache ----------------------------------------------------------------------------------

@@ -65,8 +65,8 @@ def hostile(root: Path) -> RunDirectory:
         )
         early = dict.fromkeys(sample, "an early answer")
         told = [
-            Sampled(step=step, optimizer_step=step // 2, samples=(its,), seconds=0.1)
-            for step, its in ((200, early), (400, sample))
+            Sampled(step=step, optimizer_step=step // 2, samples=(shown,), seconds=0.1)
+            for step, shown in ((200, early), (400, sample))
         ]
         failed = Failed(message=HOSTILE, details=("line 3 of /data/my.jsonl: 'a private text'",))
         return [*changed[:-2], *told, alert, failed]  # type: ignore[list-item]

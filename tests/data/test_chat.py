@@ -1,4 +1,4 @@
-"""Token ids and masks against golden/tok, and what the golden masks get wrong."""
+"""Tests of token ids and masks against golden/tok, and of errors in the golden masks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SCAN_MISTAKES = {
     ("head", "keep", "header_text_inside_user", "rejected"): (16, 11),
     ("head", "strip", "header_text_inside_user", "chosen"): (11, 6),
     ("head", "strip", "header_text_inside_user", "rejected"): (10, 5),
-    # MiniMind version 2's template writes an answer's header behind the user's turn; an answer that
+    # MiniMind version 2's template writes an answer's header after the user's turn; an answer that
     # follows another answer, or comes first, has none, and the scan misses it.
     ("seed", "", "two_answers_in_a_row", "chosen"): (3, 8),
     ("seed", "", "two_answers_in_a_row", "rejected"): (3, 7),
@@ -97,7 +97,7 @@ def test_ids_and_masks_are_the_golden_ones(
 def test_every_length_around_the_end_of_an_answer(
     golden: Path, tokenizer: ChatTokenizer, version: str
 ) -> None:
-    """golden/tok/<version>.boundary.json: truncation at each place."""
+    """golden/tok/<version>.boundary.json has the truncation at each place."""
     recorded = json.loads((golden / f"tok/{version}.boundary.json").read_text())
     (pair,) = read_pairs(golden / "data/boundary.jsonl")
     assert isinstance(pair, PreferencePair)
@@ -125,8 +125,11 @@ def test_the_rendered_text_is_the_golden_one(
 
 
 def test_an_answer_that_begins_with_spaces_keeps_its_mask(shared: Path) -> None:
-    """Header newline and spaces merge into one token, with which no prompt ends. It is the
-    answer's; MiniMind version 3's scan finds no marker then and trains on nothing."""
+    """The newline of the header and the spaces merge into one token, with which no prompt ends.
+
+    The token belongs to the answer. MiniMind version 3's scan finds no marker then and trains on
+    nothing.
+    """
     for name in TOKENIZERS.values():
         tokenizer = ChatTokenizer(shared / "tokenizer" / name)
         turns = [
@@ -242,7 +245,7 @@ class TestEncodePairs:
         ]
 
     def test_the_real_rows(self, shared: Path) -> None:
-        """51 of the 400 real rows have nothing left to learn from at 1,024."""
+        """51 of the 400 real rows have no response tokens left at 1,024."""
         kept, skipped_rows = encode_pairs(
             read_pairs(shared / "data/dpo_en_zh_400.jsonl"),
             ChatTokenizer(shared / "tokenizer/minimind2"),

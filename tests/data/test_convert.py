@@ -1,4 +1,4 @@
-"""Conversion to one JSONL: the same tokens, every row accounted for, complete files only."""
+"""Tests of conversion to one JSONL: the same tokens, every row counted, complete files only."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_every_row_is_in_one_of_the_files(tmp_path: Path) -> None:
 
 
 def test_whole_conversations_and_prompts_in_one_file(tmp_path: Path) -> None:
-    """What both sides of a whole conversation share becomes its prompt."""
+    """The common messages of both sides of a whole conversation become the prompt."""
     whole = put(tmp_path / "whole.jsonl", [{"chosen": [USER, ANSWER], "rejected": [USER, OTHER]}])
     plain = put(tmp_path / "plain.jsonl", [{"prompt": "p", "chosen": "c", "rejected": "r"}])
     converted = to_file(Source((whole, plain)), tmp_path / "to.jsonl", Layout.TRL)

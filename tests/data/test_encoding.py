@@ -1,4 +1,4 @@
-"""Encoding in blocks, pieces and columns gives what encoding each side by itself gives."""
+"""Tests that encoding in blocks, pieces and columns equals encoding each side alone."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def message(role: str, content: str, **more: Any) -> dict[str, Any]:
 
 
 def nasty_rows() -> Iterator[PreferencePair | SkippedRow]:
-    """Every text in every place: asked, answered, answered before, said by the system."""
+    """Yield rows with each text in each place: question, answer, earlier answer, system message."""
     line = itertools.count(1)
     for first, second in itertools.product(NASTY, NASTY):
         asked = [message("user", first)]
@@ -102,10 +102,10 @@ def assert_the_same(
 def assert_equal(pair: TokenizedPair, plain: TokenizedPair) -> None:
     assert pair.line == plain.line
     for side in ("chosen", "rejected"):
-        ours, its = getattr(pair, side), getattr(plain, side)
+        ours, expected = getattr(pair, side), getattr(plain, side)
         assert ours.ids.dtype == torch.int64
-        assert torch.equal(ours.ids, its.ids), (pair.line, side)
-        assert torch.equal(ours.response, its.response), (pair.line, side)
+        assert torch.equal(ours.ids, expected.ids), (pair.line, side)
+        assert torch.equal(ours.response, expected.response), (pair.line, side)
 
 
 @pytest.mark.parametrize("name", ["dpo_en_zh_400", "dpo_judged_train"])
@@ -127,7 +127,7 @@ def test_nasty_rows(tokenizer: ChatTokenizer, ratio: float) -> None:
 
 
 def changed(tokenizer: ChatTokenizer, change: Callable[[dict[str, Any]], object]) -> Any:
-    """The tokenizer with something else in its `tokenizer.json`."""
+    """Change an entry of the tokenizer's `tokenizer.json`."""
     parts = json.loads(tokenizer._backend.to_str())
     change(parts)
     return type(tokenizer._backend).from_str(json.dumps(parts))
@@ -164,7 +164,7 @@ def test_a_tokenizer_of_another_kind_is_asked_for_its_offsets(
 
 
 def test_both_encoders_agree_where_the_first_gives_up(tokenizer: ChatTokenizer) -> None:
-    """A vocabulary without all bytes drops what it cannot write: then widths do not add up."""
+    """A vocabulary without all bytes drops characters, so widths do not add up."""
 
     def lose(parts: dict[str, Any]) -> None:
         lost = set("ðĊ")  # of the emoji, and the newline

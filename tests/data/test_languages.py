@@ -1,4 +1,4 @@
-"""Languages by their letters."""
+"""Tests of languages by their letters."""
 
 from __future__ import annotations
 

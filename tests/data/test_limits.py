@@ -1,4 +1,4 @@
-"""Row files that are small on disk and endless or huge in memory: refused, in bounded memory."""
+"""Tests of row files that are small on disk and huge in memory: refused in bounded memory."""
 
 from __future__ import annotations
 

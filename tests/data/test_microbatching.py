@@ -27,7 +27,7 @@ def test_forwards_are_filled_up_to_the_limit() -> None:
 def test_every_pair_keeps_the_weight_its_micro_batch_gives_it(
     limit: int | None, ranks: int
 ) -> None:
-    """A short micro-batch's pairs count more: each micro-batch's mean counts alike."""
+    """Pairs of a short micro-batch weigh more, because all micro-batches weigh the same."""
     micro_batches = [(5, 0, 3), (2,), (4, 1)]
     shares = make_micro_batches(micro_batches, 3, TOKENS, limit, ranks)
     forwards = [forward for share in shares for forward in share]
@@ -36,7 +36,7 @@ def test_every_pair_keeps_the_weight_its_micro_batch_gives_it(
 
 
 def test_ranks_get_about_as_much_to_do() -> None:
-    """The longest first, each to whoever has least; what one rank does, it does in order."""
+    """Longest first, each to the rank with the least work; each rank computes in order."""
     shares = make_micro_batches([(0, 1, 2), (3, 4, 5)], 2, TOKENS, 10**6, ranks=2)
     assert [[f.indices for f in share] for share in shares] == [[(4, 1, 5)], [(2, 3, 0)]]
 

@@ -1,4 +1,4 @@
-"""Prompts from a file, and every line that is none."""
+"""Tests of prompts from a file, and of lines that are no prompts."""
 
 from __future__ import annotations
 

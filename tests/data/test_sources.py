@@ -1,4 +1,4 @@
-"""Files that lie, several of them, and what their rows are called."""
+"""Tests of several data files, of files with misleading names, and of the names of rows."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_parquet_file_cut_off(tmp_path: Path) -> None:
 
 
 def endless(begin: bytes) -> bytes:
-    """Hundreds of megabytes in a few."""
+    """Return a file of a few megabytes that unpacks to hundreds of megabytes."""
     filler = gzip.compress(b"a" * (1 << 26), 1)
     return gzip.compress(begin) + filler * 6
 
@@ -244,7 +244,7 @@ def test_an_extra_that_is_not_installed(
 
 
 def test_a_file_that_is_named_twice(tmp_path: Path) -> None:
-    """What is held out of one copy would be trained on in the other."""
+    """Pairs held out of one copy would be trained on in the other."""
     path = put(tmp_path / "folder/pairs.jsonl", jsonl(ROWS))
     (tmp_path / "link.jsonl").symlink_to(path)
     for paths in ((path, path), (tmp_path / "folder", path), (tmp_path / "link.jsonl", path)):
@@ -315,7 +315,7 @@ def test_what_goes_wrong_while_progress_is_told_is_not_the_files_fault(
 
 
 def test_rows_of_a_table_that_cannot_be_read(tmp_path: Path) -> None:
-    """A text that is no UTF-8, and a damaged page: the first spoils its row alone."""
+    """A text that is not UTF-8 spoils only its row; a damaged page spoils the rest of the table."""
     pyarrow = pytest.importorskip("pyarrow")
     texts = pyarrow.array([b"a", b"\xff", b"c"]).cast(pyarrow.string(), safe=False)
     columns = {"prompt": ["p"] * 3, "chosen": texts, "rejected": ["r"] * 3}

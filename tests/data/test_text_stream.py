@@ -1,4 +1,4 @@
-"""Text in pieces: whatever a tokenizer divides, no character is told by halves."""
+"""Tests of text in pieces: a character that is split over tokens appears whole."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_only_new_tokens_are_decoded() -> None:
 
 
 def test_a_decoder_that_drops_the_first_space() -> None:
-    """As Llama's: a word's token begins with a space, which the first of a text loses."""
+    """Llama's tokens begin with a space, which decoding drops at the start of a text."""
     vocabulary = {"▁the": 0, "▁good": 1, "ness": 2, "\n": 3}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="\n"))
     tokenizer.decoder = decoders.Metaspace()

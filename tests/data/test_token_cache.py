@@ -1,4 +1,4 @@
-"""What the cache of tokens gives back, and everything that must not stop a run."""
+"""Tests of the token cache: its content, and damage that must not stop a run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ COLUMNS = ("lines", "lengths", "shared", "answers", "answer_counts")
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of this test's own: the folder of the tokens in it."""
+    """Empty cache of this test; returns the folder of the tokens."""
     monkeypatch.setenv("DPO_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache/tokens"
 
@@ -51,7 +51,7 @@ def tokenizer(shared: Path) -> ChatTokenizer:
 
 @pytest.fixture
 def data(shared: Path, tmp_path: Path) -> Path:
-    """60 real rows, one that is malformed, one that is alike."""
+    """60 real rows, a malformed one, and one with identical sides."""
     path = tmp_path / "pairs.jsonl"
     lines = (shared / "data/dpo_en_zh_400.jsonl").read_text().splitlines()[:60]
     alike = json.loads(lines[0])
@@ -82,7 +82,7 @@ def test_columns_that_are_not_read_are_counted_from_the_cache(
 
 
 def assert_right(rows: EncodedRows, path: Path, tokenizer: ChatTokenizer) -> None:
-    """The rows of the file as they are without a cache."""
+    """Assert that the rows equal those that are encoded without a cache."""
     plain = EncodedRows.joined(
         encode_rows(read_pairs(path), tokenizer, empty_think_ratio=0.5, seed=1)
     )
@@ -104,7 +104,7 @@ def never(*_: Any, **__: Any) -> NoReturn:
 
 @pytest.fixture
 def without_encoding(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """From then on whoever encodes or renders fails."""
+    """Return a function that makes encoding and rendering an error."""
 
     def forbid() -> None:
         monkeypatch.setattr(ChatTokenizer, "encode", never)
@@ -186,7 +186,7 @@ FILES = ("ids.bin", "columns.safetensors", "manifest.json")
 
 
 def test_no_flipped_bit_is_believed(cache: Path, data: Path, tokenizer: ChatTokenizer) -> None:
-    """At random places of both files, and at their ends."""
+    """The flipped bits are at random places of both files, and at their ends."""
     encode(data, tokenizer)
     entry = only_entry(cache)
     key = entry.name
@@ -246,7 +246,7 @@ def become_a_file(entry: Path) -> None:
 
 
 def be_another_entry(entry: Path) -> None:
-    """Content of another key under this name."""
+    """Give the entry the key of another one in its manifest."""
     manifest = entry / "manifest.json"
     manifest.write_text(manifest.read_text().replace(entry.name, "0" * 64, 1))
 
@@ -291,7 +291,7 @@ def test_a_change_of_the_files_in_use_changes_no_bit(
     name: str,
     harm: Callable[[Path], None],
 ) -> None:
-    """A mapping would show the other bytes, or end the process where the file is cut off."""
+    """A memory mapping would show the new bytes, or crash the process at the cut."""
     first = encode(data, tokenizer)
     cached = encode(data, tokenizer)
     harm(only_entry(cache) / name)
@@ -303,7 +303,7 @@ def test_a_change_of_the_files_in_use_changes_no_bit(
 def refuse_to_open(
     monkeypatch: pytest.MonkeyPatch, unreadable: Callable[[Path], bool], number: int
 ) -> None:
-    """Let some files fail to be opened, as on a failing disk."""
+    """Make opening some files fail, as on a failing disk."""
     open_regular = integrity.open_regular
 
     def checked(path: Path) -> BufferedReader:
@@ -325,7 +325,7 @@ def test_an_entry_that_cannot_be_read_is_neither_used_nor_removed(
     name: str,
     number: int,
 ) -> None:
-    """It may be intact: the rows are encoded again, and the entry stays as it is."""
+    """The entry may be intact: the rows are encoded again, and the entry stays unchanged."""
     encode(data, tokenizer)
     entry = only_entry(cache)
     before = {path.name: path.stat().st_ino for path in entry.iterdir()}
@@ -453,32 +453,34 @@ def test_an_interrupted_first_time_leaves_nothing(
     assert threading.active_count() == threads
 
 
-class Threads:
-    """A crew of threads, each of which holds one of these; `fails` cannot write its part."""
+class ThreadRank:
+    """Process group of a rank that is a thread."""
 
-    def __init__(self, number: int, told: list[dict[str, Any]], meeting: threading.Barrier) -> None:
-        self.host_rank_and_size = number, len(told)
-        self._told, self._meeting = told, meeting
+    def __init__(
+        self, number: int, gathered: list[dict[str, Any]], barrier: threading.Barrier
+    ) -> None:
+        self.host_rank_and_size = number, len(gathered)
+        self._gathered, self._barrier = gathered, barrier
 
     def all_gather_object_on_host(self, stage: str, value: Any) -> list[Any]:
-        self._told[self.host_rank_and_size[0]][stage] = value
-        self._meeting.wait(30)
-        return [told[stage] for told in self._told]
+        self._gathered[self.host_rank_and_size[0]][stage] = value
+        self._barrier.wait(30)
+        return [each[stage] for each in self._gathered]
 
 
 def encode_together(
     path: Path, tokenizer: ChatTokenizer, parts: int
 ) -> tuple[list[EncodedRows], list[int]]:
-    """What each of several got, and the rows that each has encoded."""
-    told: list[dict[str, Any]] = [{} for _ in range(parts)]
-    meeting = threading.Barrier(parts)
+    """Encode with several ranks; return the rows of each, and how many rows each has encoded."""
+    gathered: list[dict[str, Any]] = [{} for _ in range(parts)]
+    barrier = threading.Barrier(parts)
     done = [0] * parts
 
     def work(number: int) -> EncodedRows:
         def count(rows: int, total: int) -> None:
             done[number] = rows
 
-        ranks = Threads(number, told, meeting)
+        ranks = ThreadRank(number, gathered, barrier)
         return encode(path, tokenizer, ranks=ranks, on_progress=count)
 
     with ThreadPoolExecutor(parts) as pool:
@@ -569,7 +571,7 @@ def test_memory_does_not_grow_with_the_rows(
     tokenizer: ChatTokenizer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """While ids are written, no block outlives the next one."""
+    """While ids are written, no block stays in memory after the next one."""
     path = tmp_path / "many.jsonl"
     path.write_bytes((shared / "data/dpo_en_zh_400.jsonl").read_bytes() * 4)
     ids: list[weakref.ref[torch.Tensor]] = []

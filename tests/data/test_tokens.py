@@ -1,4 +1,4 @@
-"""Columns and the views on them: what they count is what the pairs say one by one."""
+"""Tests of columns and their views: counts equal those of the pairs one by one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.plainly import cut_plainly
 
 
 def columns(pairs: list[tuple[Encoded, Encoded]], *skipped_rows: SkippedRow) -> EncodedRows:
-    """As `encode_rows` would lay them out."""
+    """Return the columns that `encode_rows` would create."""
     ids, lengths, shared, answers, counts = (array("i") for _ in range(5))
     for sides in pairs:
         both = zip(*(side.ids for side in sides), strict=False)
@@ -49,7 +49,7 @@ def columns(pairs: list[tuple[Encoded, Encoded]], *skipped_rows: SkippedRow) -> 
 
 
 def random_pairs(draw: random.Random, count: int) -> list[tuple[Encoded, Encoded]]:
-    """Short ones of two kinds of ids, so that everything that can coincide does."""
+    """Return short pairs with two kinds of ids, so that all coincidences appear."""
 
     def side(beginning: list[int]) -> Encoded:
         ids = beginning + [draw.randrange(2) for _ in range(draw.randrange(1, 5))]
@@ -86,10 +86,12 @@ def test_a_cut_is_that_of_each_pair_by_itself(max_seq_len: int) -> None:
     assert list(cut.skipped_rows) == lost
     assert [pair.line for pair in cut.kept] == [pair.line for pair in expected]
     assert cut.kept.lines.tolist() == [pair.line for pair in expected]
-    for pair, its in zip(sides(cut.kept), expected, strict=True):
-        for side, its_side in zip(pair, (its.chosen, its.rejected), strict=True):
-            assert torch.equal(side.ids, its_side.ids)
-            assert torch.equal(side.response, its_side.response)
+    for pair, expected_pair in zip(sides(cut.kept), expected, strict=True):
+        for side, expected_side in zip(
+            pair, (expected_pair.chosen, expected_pair.rejected), strict=True
+        ):
+            assert torch.equal(side.ids, expected_side.ids)
+            assert torch.equal(side.response, expected_side.response)
     if 3 < max_seq_len < 9:
         assert {row.problem for row in lost} == {"malformed", "identical", "truncated"}
 
@@ -145,7 +147,7 @@ def test_who_loses_an_end() -> None:
 
 @pytest.mark.parametrize("scored_turns", ["all", "last"])
 def test_the_same_answers_teach_nothing(tmp_path: Path, scored_turns: str) -> None:
-    """A turn of the user behind the same answer, or another one that is cut off, is no reason."""
+    """A user turn after equal answers, or another answer that is cut off, makes no difference."""
     tokenizer = ChatTokenizer(write_tokenizer(tmp_path, "chatml", "byte_bpe"))
     ask, answer, more, other = (
         {"role": role, "content": text}
@@ -179,17 +181,17 @@ def test_the_same_answers_teach_nothing(tmp_path: Path, scored_turns: str) -> No
 
 
 def test_one_block_after_another(shared: Path) -> None:
-    """Each block's answers and ids are found behind those of the blocks before it."""
+    """Answers and ids of each block are shifted by the blocks before."""
     tokenizer = ChatTokenizer(shared / "tokenizer/minimind2")
     rows = list(read_pairs(shared / "data/dpo_en_zh_400.jsonl"))
     blocks = list(encode_rows(rows, tokenizer, empty_think_ratio=0.0, seed=1))
     assert len(blocks) == 2
     joined = EncodedRows.joined(blocks)
     one_by_one = [pair for block in blocks for pair in block.cut(512).kept]
-    for ours, its in zip(joined.cut(512).kept, one_by_one, strict=True):
-        assert ours.line == its.line
-        assert torch.equal(ours.rejected.ids, its.rejected.ids)
-        assert torch.equal(ours.rejected.response, its.rejected.response)
+    for ours, single in zip(joined.cut(512).kept, one_by_one, strict=True):
+        assert ours.line == single.line
+        assert torch.equal(ours.rejected.ids, single.rejected.ids)
+        assert torch.equal(ours.rejected.response, single.rejected.response)
 
 
 def test_a_pair_holds_no_more_than_itself_and_nobody_holds_it() -> None:
@@ -210,7 +212,7 @@ def test_a_pair_holds_no_more_than_itself_and_nobody_holds_it() -> None:
 
 
 def test_wide_ids_stay_whole() -> None:
-    """A vocabulary of more than 65,536 entries."""
+    """The vocabulary has more than 65,536 entries."""
     pair = Encoded(array("i", [1, 70_000, 5]), ((1, 3),)), Encoded(array("i", [1, 5]), ((1, 2),))
     (found,) = columns([pair]).cut(10).kept
     assert found.chosen.ids.tolist() == [1, 70_000, 5]

@@ -1,4 +1,4 @@
-"""Truncation: what is left of a prompt that is too long, over templates and tokenizers."""
+"""Tests of truncation of long prompts, with many templates and tokenizers."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_pairs_that_are_too_long_are_dropped(tmp_path: Path) -> None:
 
 
 def test_columns_of_shortened_rows_say_what_their_pairs_say(tmp_path: Path) -> None:
-    """Answers in the part that is left out are not scored; all counts are those of the pairs."""
+    """Answers in the removed part are not scored; all counts are those of the pairs."""
     tokenizer = ChatTokenizer(write_tokenizer(tmp_path, "chatml", "byte_bpe"))
     rows = [
         PreferencePair(line, *(

@@ -1,4 +1,4 @@
-"""Several stand-in ranks under the real launcher and the real agent."""
+"""Tests of the real launcher and the real agent with stand-in ranks."""
 
 from __future__ import annotations
 
@@ -213,8 +213,8 @@ def test_two_machines_train_one_run(run: RunDirectory) -> None:
 
 
 def test_arguments_that_torchrun_refuses_are_reported_and_remove_the_run(run: RunDirectory) -> None:
-    with pytest.raises(DpoError, match="unrecognized arguments: --colour") as caught:
-        launch(run, "wait", 2, "--colour")
+    with pytest.raises(DpoError, match="unrecognized arguments: --unknown") as caught:
+        launch(run, "wait", 2, "--unknown")
     assert caught.value.exit_code is ExitCode.USAGE
     assert not run.path.exists()
 

@@ -1,4 +1,4 @@
-"""Exported directories keep the dtype of each tensor and every file of the tokenizer."""
+"""Tests that exported directories keep the dtype of each tensor and all tokenizer files."""
 
 from __future__ import annotations
 

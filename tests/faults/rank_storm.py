@@ -1,4 +1,4 @@
-"""Stops of one rank alone, and kills of the launcher, again and again.
+"""Repeated stops of one rank, and repeated kills of the launcher.
 
 `make storm` runs it: python -m tests.faults.rank_storm --stops 50 --kills 20
 """
@@ -72,7 +72,7 @@ def kill_launcher(
     seconds_after_start: float = 0.0,
     orphan_seconds: float = _ORPHAN_SECONDS,
 ) -> None:
-    """Resume a run with two ranks, kill the launcher, and see that nothing lives on.
+    """Resume a run with two ranks, kill the launcher, and require that all processes end.
 
     Raises:
         AssertionError: a process outlives the launcher by `orphan_seconds`, or holds the lock.
@@ -87,12 +87,12 @@ def kill_launcher(
         deadline = time.monotonic() + orphan_seconds
         # A process of many threads has ended before the last of them lets go of the lock.
         while not all(map(is_gone, family)) or run.holder():
-            assert time.monotonic() < deadline, "somebody lives on"
+            assert time.monotonic() < deadline, "a process is still alive"
             time.sleep(0.01)
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parser = argparse.ArgumentParser(description=__doc__)
@@ -117,7 +117,7 @@ def main() -> None:
         run = workers.new_run(root / "killed", [*arguments(shared, 1000), *set_options(keys)])
         for done in range(1, options.kills + 1):
             kill_launcher(run, root, moments.uniform(0, 3))
-            print(f"kill {done} of {options.kills}: nobody lives on", flush=True)
+            print(f"kill {done} of {options.kills}: all processes ended", flush=True)
         seconds = time.monotonic() - began
         print(f"{options.kills} launchers killed, no orphan, in {seconds:.0f} s")
 

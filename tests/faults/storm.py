@@ -1,4 +1,4 @@
-"""A kill storm: one run, killed at random times again and again, ends as one left in peace.
+"""Kill storm: a run that is killed at random times ends like an undisturbed one.
 
 `make storm` runs it with 100 kills of workers, 50 of each kind of child's parent in its first
 moments, and 100 of launchers while they start a run, alone and with two ranks:
@@ -31,7 +31,7 @@ def storm(
     seed: int,
     told: Callable[[int, int], object] = lambda done, kills: None,
 ) -> None:
-    """Kill a run's worker `kills` times, let it end, and hold it against an uninterrupted twin.
+    """Kill a run's worker `kills` times, let it end, and compare it with an uninterrupted run.
 
     Args:
         shared: the golden files.
@@ -121,7 +121,7 @@ def starts(
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parser = argparse.ArgumentParser(description=__doc__)

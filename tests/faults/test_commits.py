@@ -1,4 +1,4 @@
-"""Fault 2: SIGKILL at each step of a commit leaves the old state or the new one."""
+"""Fault 2: after SIGKILL at any step of a commit, the old checkpoint or the new one is intact."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.data_faults import both
 from tests.support.worker_faults import own_cache
 
 SAVED = 6
-"""The optimizer step whose save is struck; the states of 3 and 5 are there before."""
+"""Optimizer step whose save is killed; the checkpoints of steps 3 and 5 exist before."""
 
 FILES = ["exp_avg.safetensors", "exp_avg_sq.safetensors", "rng.safetensors", "weights.safetensors"]
 WRITTEN = ["write", "write half of", "fsync", "rename"]

@@ -1,4 +1,4 @@
-"""Fault 30: an export that is killed leaves the old file or the new one, never half of any."""
+"""Fault 30: an export that is killed leaves the old file or the new one, never a part."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ app.main(["export", {str(half.path)!r}, "--to", {str(file)!r}, "--force"])
 
 
 def test_an_export_leaves_another_alone_that_is_under_way(tmp_path: Path) -> None:
-    """Negative control of the clearing up: it is for those that are dead."""
+    """Negative control of the cleanup: it removes only files of dead processes."""
     file = tmp_path / "rlhf_[64].pth"
     with rename_on_success(file) as first:
         first.write_text("first")

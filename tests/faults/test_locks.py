@@ -1,4 +1,4 @@
-"""Faults 18, 19: many want to train one run, and one who trained it died without a word."""
+"""Faults 18, 19: many processes resume one run at once, and a trainer that dies silently."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_lock_of_a_killed_one_is_free_at_once(half: RunDirectory, whole: Run
     workers.kill(process)
     killed = time.time()
     [lock] = half.path.glob("lock")
-    assert f"process {process.pid} on" in lock.read_text()  # nobody tidied up
+    assert f"process {process.pid} on" in lock.read_text()  # no process has removed the lock
     assert half.holder() is None
     process = workers.start(half)
     workers.until(half, starts(3))

@@ -1,4 +1,4 @@
-"""Two machines: connected network namespaces with a launcher and an agent in each."""
+"""Tests of two machines: connected network namespaces with a launcher and an agent in each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FIRST, SECOND = "10.77.0.1", "10.77.0.2"
 
 @pytest.fixture
 def machines() -> Iterator[tuple[str, str]]:
-    """Names of two network namespaces that reach only each other."""
+    """Names of two network namespaces that are connected with each other only."""
     names = f"dpo-{os.getpid()}-a", f"dpo-{os.getpid()}-b"
     ip = shutil.which("ip")
     try:
@@ -83,7 +83,7 @@ def machine(
 def test_a_machine_is_lost_and_returns(
     shared: Path, tmp_path: Path, machines: tuple[str, str]
 ) -> None:
-    """They share no run directory: the second machine receives the state from the first."""
+    """The machines share no run directory: the second one receives the state from the first."""
     first, second = machines
     places = tmp_path / "first", tmp_path / "second"
     output = tmp_path / "output-0", tmp_path / "output-1"

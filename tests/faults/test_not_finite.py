@@ -1,4 +1,4 @@
-"""Faults 10, 11: a loss or a gradient that is not a finite number: stop, or skip, with evidence."""
+"""Faults 10, 11: a loss or gradient that is not finite: the run stops or skips, with evidence."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def events(run: RunDirectory) -> list[Event]:
 
 
 def rows(run: RunDirectory) -> list[str]:
-    """Metric rows as text: not-a-number is not equal to itself."""
+    """Return the metrics as text, because NaN is not equal to itself."""
     return [repr(row) for row in Run(run).metric_rows]
 
 
 def lines_of(run: RunDirectory, optimizer_step: int) -> list[list[int]]:
-    """The lines of the data behind each micro-batch of a step, by what the evidence does not use.
+    """Return the data lines of each micro-batch of a step, computed independently of the evidence.
 
-    One pair a micro-batch, in the order of the file; held-out pairs are not among them.
+    There is one pair per micro-batch, in the order of the file, without the held-out pairs.
     """
     from dpo_cli.data.sampler import hold_out
 
@@ -163,7 +163,7 @@ def test_a_skipped_update_leaves_the_whole_state_but_the_random_numbers(
 
 
 def test_nothing_but_skipped_steps(shared: Path, tmp_path: Path) -> None:
-    """A beta at which the gradient of a loss of ln 2 is no float32; the weights never move."""
+    """At this beta the gradient of a loss of ln 2 overflows float32; the weights never move."""
     changes = {"dpo.beta": 1e38, "train.epochs": 1, "model.dropout": 0.0}
     run = new_run(shared, tmp_path, **SKIP, **changes)
     assert workers.work(run, partial(worker_faults.stop_at, 3)) == 143
@@ -193,7 +193,7 @@ def test_evidence_that_finds_no_space_is_written_later(shared: Path, tmp_path: P
 
 
 def test_evidence_is_of_the_step_that_it_is_named_by(shared: Path, tmp_path: Path) -> None:
-    """A run that stopped at one step, was changed, and stops at another: the message holds."""
+    """A run stopped at one step, was changed, and stops at another one: the message is right."""
     run = new_run(shared, tmp_path)
     assert workers.work(run, partial(data_faults.not_finite, (4,), "nan")) == 1
     assert workers.work(run, partial(data_faults.not_finite, (7,), "nan")) == 1
@@ -206,7 +206,7 @@ def test_evidence_is_of_the_step_that_it_is_named_by(shared: Path, tmp_path: Pat
 
 
 def test_dpo_stops_and_can_be_told_to_skip(shared: Path, tmp_path: Path) -> None:
-    """A learning rate after whose first update no gradient is finite any more."""
+    """After the first update at this learning rate no gradient is finite."""
     changes = {**EACH_STEP, "train.learning_rate": 1e30, "train.epochs": 1}
     result = dpo(*arguments(shared), *set_options(changes), cwd=tmp_path)
     run = Run.only(tmp_path).directory

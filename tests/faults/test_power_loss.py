@@ -1,8 +1,8 @@
-"""Fault 3: what a power loss leaves, from the system calls that a worker really makes.
+"""Fault 3: files after a power loss, derived from the system calls of a real worker.
 
-A disk may keep or lose whatever was not flushed, in any order. So before a file or a state gets its
-final name, everything in it must have been flushed; and before the stream says that it is there,
-the directory that has the name. strace records the calls of a whole run.
+A disk may keep or lose data that is not flushed, in any order. So before a file or a checkpoint
+gets its final name, all its content must be flushed. Before the stream reports it, the directory
+with the name must be flushed. strace records the calls of a whole run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 
 def trace(run: RunDirectory, arm: workers.Arm, directory: Path) -> list[str]:
-    """The system calls of a worker from its first line on, one a line."""
+    """Return the system calls of a worker from its first line of code, one per line."""
     if shutil.which("strace") is None:
         pytest.skip("needs strace")
     go, output = directory / "go", directory / "trace"
@@ -45,7 +45,7 @@ def trace(run: RunDirectory, arm: workers.Arm, directory: Path) -> list[str]:
 
 
 class Disk:
-    """What is not flushed yet."""
+    """Files and directories with changes that are not flushed yet."""
 
     def __init__(self, run: RunDirectory) -> None:
         self.run = run
@@ -56,7 +56,7 @@ class Disk:
         self.states = self.files = self.told = 0
 
     def take(self, line: str) -> None:
-        """Follow one call, and check what must be flushed before it."""
+        """Process one system call, and check that earlier changes are flushed."""
         match = _CALL.match(line)
         if match is None or match["result"] == "-1":
             return
@@ -119,7 +119,7 @@ def test_everything_is_flushed_before_it_is_believed(shared: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("kind", ["file", "directory", "stream"])
 def test_a_flush_left_out_is_noticed(shared: Path, tmp_path: Path, kind: str) -> None:
-    """Negative control."""
+    """Negative control: a missing flush is noticed."""
     run = workers.new_run(tmp_path, arguments(shared, epochs=1))
     with pytest.raises(AssertionError, match=r"flushed|outlive"):
         disk_after(run, partial(worker_faults.without_flushing, kind), tmp_path)

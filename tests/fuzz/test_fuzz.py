@@ -1,4 +1,4 @@
-"""A short run of the fuzzer with a fixed seed, and every input that it found before."""
+"""Tests with a short run of the fuzzer with a fixed seed, and with each input found before."""
 
 from __future__ import annotations
 

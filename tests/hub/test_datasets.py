@@ -1,4 +1,4 @@
-"""Data sets of the Hub as sources of pairs, with a local server in its place."""
+"""Tests of data sets of the Hub as sources of pairs, with a local server."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_rows_are_named_by_file(hub: Hub, rows: list[Row]) -> None:
 
 
 def test_files_of_equal_content_are_two_files(hub: Hub) -> None:
-    """In the cache they are links to the same file."""
+    """In the cache both files are links to the same file."""
     hub.push("them/set", {"train/a.jsonl": jsonl([PAIR]), "train/b.jsonl": jsonl([PAIR])})
     assert Source((Path("hf:them/set"),)).look().numbers == 2
     twice = Source((Path("hf:them/set"), Path("hf:them/set:default")))

@@ -1,4 +1,4 @@
-"""`dpo init` with data and models of the Hub: first rows fill in the profile, errors are short."""
+"""Tests of `dpo init` with data and models of the Hub: values from the first rows, short errors."""
 
 from __future__ import annotations
 

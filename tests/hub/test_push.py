@@ -1,4 +1,4 @@
-"""Uploads of exported models, with a local server in the place of the Hub."""
+"""Tests of uploads of exported models, with a local server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAME = "me/model"
 
 @pytest.fixture(scope="module")
 def trained(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """A run with held-out pairs, without an export."""
+    """Run with held-out pairs, without an export."""
     root = tmp_path_factory.mktemp("pushed-runs")
     changes = {"train.epochs": 1, "eval.interval": 0}
     run = workers.new_run(root / "runs", golden_run(shared, "seed", False, **changes))
@@ -37,7 +37,7 @@ def trained(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirect
 
 @pytest.fixture(scope="module")
 def exported(trained: RunDirectory) -> RunDirectory:
-    """The same run after its first push, which has exported it."""
+    """Return the run after its first push, which has exported it."""
     with running() as hub, pytest.MonkeyPatch.context() as patch:
         use_here(patch, hub.url, trained.path.parent / "home")
         patch.setenv("HF_TOKEN", TOKEN)
@@ -132,7 +132,7 @@ def test_an_interrupted_push_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The process is killed while it sends the weights; the tokenizer has arrived."""
+    """The process is killed while it sends the weights, after the tokenizer."""
     source = exported.path / "hub"
     with running() as hub:
         hub.stall_at = (source / "model.safetensors").stat().st_size

@@ -1,4 +1,4 @@
-"""The real `dpo` with data of the Hub: one line trains; killed downloads and old commits go on."""
+"""Tests of the real `dpo` with data of the Hub: training, killed downloads and old commits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TRAIN, HELD_OUT = "hf:them/set", "hf:them/set:default/test_prefs"
 
 
 def dpo(cwd: Path, hub: Hub, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run `dpo` in a process of its own, because huggingface_hub reads its settings once."""
+    """Run `dpo` in its own process, because huggingface_hub reads its settings once."""
     done = run_in(cwd, [*DPO, *words], **environment(hub.url, cwd / "home"))
     assert done.returncode == 0, done.stderr + done.stdout
     return done

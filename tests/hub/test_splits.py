@@ -1,4 +1,4 @@
-"""Files of a configuration and a split, by README.md or by the names of the files."""
+"""Tests of the files of a configuration and a split, by README.md or by file names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights of a run, of a file, and of a Hugging Face folder."""
+"""Tests of weights of a run, of a file, and of a Hugging Face directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Greedy generation matches transformers for every model family; sampling follows its settings."""
+"""Tests that greedy generation equals transformers, and that sampling follows its settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Doctrine of recipes: measured limits, remedies, and agreement of all places that propose."""
+"""Tests of the recipe rules: measured limits, remedies, and agreement of all proposals."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
 
 
 def current(rate: float, steps: int = 100, **changes: Any) -> RunRecipe:
-    """A run of the proposed loss, unless `changes` say otherwise."""
+    """Return a run of the proposed loss, with `changes`."""
     values = {
         "reduction": doctrine.REDUCTION,
         "beta": doctrine.BETA,
@@ -38,7 +38,7 @@ def current(rate: float, steps: int = 100, **changes: Any) -> RunRecipe:
 
 
 def remedies() -> Iterator[tuple[RunRecipe, str]]:
-    """Every remedy for many runs."""
+    """Return the remedies of many runs."""
     for rate in (1e-8, 1e-6, 5e-6, 3e-5, 1e-3):
         for steps in (1, 15, 400, 10_000):
             for parameters in (1_000, SMALL, LARGE):
@@ -54,7 +54,7 @@ def remedies() -> Iterator[tuple[RunRecipe, str]]:
 
 
 def is_intact(point: dict[str, Any]) -> bool:
-    """Neither the held-out loss nor the answers got worse, as `run/verdict.py` judges them."""
+    """Return True if neither the held-out loss nor the answers got worse, by `run/verdict.py`."""
     repeats = fmean(point["repetition"]) - fmean(point["repetition_before"])
     rise = point["loss_change"]
     return rise <= verdict.RISE_SHARE * math.log(2) and repeats < verdict.COLLAPSE

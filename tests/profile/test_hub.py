@@ -1,4 +1,4 @@
-"""Models on the Hub, with a local server in its place."""
+"""Tests of models on the Hub, with a local server."""
 
 from __future__ import annotations
 

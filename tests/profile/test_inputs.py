@@ -216,7 +216,7 @@ class TestWeights:
     def test_a_bare_name_is_a_path_too(
         self, write: Write, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """In a file relative to the file, in --set relative to the working directory."""
+        """In a profile the path is relative to the profile, in --set to the working directory."""
         path = write(required='model.weights = "tiny"\ndata.data_path = "dpo.jsonl"\n')
         here = tmp_path / "elsewhere"
         here.mkdir()

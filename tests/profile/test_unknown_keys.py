@@ -1,4 +1,4 @@
-"""Unknown keys: what other tools call ours, and typing errors."""
+"""Tests of unknown keys: names of other tools, and typing errors."""
 
 from __future__ import annotations
 

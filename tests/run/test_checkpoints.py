@@ -1,4 +1,4 @@
-"""Checkpoints: order of the commit, detection of damage, and which ones are kept."""
+"""Tests of checkpoints: order of the commit, detection of damage, and retention."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_committing_a_step_again_replaces_it(tmp_path: Path) -> None:
 def test_a_crash_at_any_rename_leaves_a_whole_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash_at: int
 ) -> None:
-    """Also when the only step is committed again, and the crash comes again."""
+    """The only step may be committed again, and the crash may happen again."""
 
     class Crash(BaseException):
         pass
@@ -184,7 +184,7 @@ def test_damage_is_named_and_the_one_before_is_used(
 def test_an_unreadable_checkpoint_is_passed_over_but_never_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A read error says nothing about the content."""
+    """A read error does not prove damage."""
     before = commit(tmp_path, 1, state())
     unreadable = commit(tmp_path, 2, state())
     open_regular = integrity.open_regular

@@ -1,4 +1,4 @@
-"""Environment of child processes: search path of modules, and the spin of OpenMP's threads."""
+"""Tests of the environment of child processes: module search path, and the spin of OpenMP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run directory: name, lock, lookup, requests, and disk errors."""
+"""Tests of the run directory: name, lock, lookup, requests, and disk errors."""
 
 from __future__ import annotations
 

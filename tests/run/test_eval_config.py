@@ -1,4 +1,4 @@
-"""By what models are judged: whose profile, which pairs, which reference."""
+"""Tests of the settings of an evaluation: profile, pairs and reference."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def state(here: Path, held_out: str) -> None:
-    """Let the run hold out what `held_out` says."""
+    """Write the profile of the run, with settings of held-out pairs."""
     Path("runs", RUN, "profile.toml").write_text(PROFILE.format(here=here, held_out=held_out))
 
 

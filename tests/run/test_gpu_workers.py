@@ -1,4 +1,4 @@
-"""Several launchers at once: distribution of runs, visible GPUs, common end."""
+"""Tests of several launchers at once: distribution of runs, visible GPUs, common end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Launcher with small stand-in workers that end, fail, crash or handle signals."""
+"""Tests of the launcher with small stand-in workers that end, fail, crash or handle signals."""
 
 from __future__ import annotations
 

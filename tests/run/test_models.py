@@ -1,4 +1,4 @@
-"""What a command line calls a model: told apart by what lies there, without reading it."""
+"""Tests of names of models: the kind follows from the files, which are not read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outcome of a launch, as a table over return code, signals and events."""
+"""Tests of the outcome of a launch, as a table over return code, signals and events."""
 
 from __future__ import annotations
 

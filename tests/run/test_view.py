@@ -1,4 +1,4 @@
-"""RunView: states, times, means, and what a resume removes."""
+"""Tests of RunView: states, times, means, and the steps that a resume removes."""
 
 from __future__ import annotations
 

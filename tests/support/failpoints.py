@@ -62,7 +62,7 @@ def _watch(optimizer_step: int, act: Callable[[str], None]) -> None:
             path, _, flags = arguments
             if isinstance(path, str | os.PathLike) and flags & (os.O_WRONLY | os.O_RDWR):
                 reached(f"write {_named(path)}")
-        elif event == "os.remove":  # in the order of the directory, which is nobody's
+        elif event == "os.remove":  # numbered, because the order of a directory is arbitrary
             unlinked += is_saving
             reached(f"unlink {unlinked}")
         elif event in _AUDITED:

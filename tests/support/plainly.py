@@ -132,7 +132,7 @@ def render(
 
 
 def truncate(pair: TokenizedPair, max_seq_len: int) -> TokenizedPair | SkippedRow:
-    """Truncate each side to `max_seq_len` tokens; return a skipped row if nothing is left to learn."""
+    """Truncate each side to `max_seq_len` tokens, or return a skipped row."""
     if torch.equal(pair.chosen.ids, pair.rejected.ids):
         return SkippedRow(pair.line, "identical", "both sides are the same")
     chosen, rejected = (

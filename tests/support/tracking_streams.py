@@ -45,7 +45,7 @@ def profile(**track: Any) -> Profile:
 
 
 def private_words(*words: str | Path) -> list[bytes]:
-    """Return words that must stay on the machine: `words`, the secrets above, host and user name."""
+    """Return words that must stay on the machine: `words`, secrets, host and user name."""
     names = [name for name in (socket.gethostname(), getpass.getuser()) if len(name) >= _SHORTEST]
     return [str(word).encode() for word in (*words, "secret", *names)]
 
@@ -83,8 +83,8 @@ def evaluated(number: int) -> Evaluated:
 
 
 def sampled(number: int) -> Sampled:
-    its = {"place": "line 3", "prompt": SECRET, "policy": "yes " + SECRET, "reference": "no"}
-    return Sampled(step=number, optimizer_step=number, samples=(its,), seconds=1.0)  # type: ignore[arg-type]
+    sample = {"place": "line 3", "prompt": SECRET, "policy": "yes " + SECRET, "reference": "no"}
+    return Sampled(step=number, optimizer_step=number, samples=(sample,), seconds=1.0)  # type: ignore[arg-type]
 
 
 def resumed(number: int) -> Resumed:

@@ -97,8 +97,8 @@ def without_flushing(kind: str) -> None:
     def some(descriptor: int) -> None:
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
         is_stream = path.name == "events.jsonl"
-        its = "stream" if is_stream else "directory" if path.is_dir() else "file"
-        if its != kind:
+        found = "stream" if is_stream else "directory" if path.is_dir() else "file"
+        if found != kind:
             fsync(descriptor)
 
     os.fsync = some

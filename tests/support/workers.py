@@ -39,7 +39,7 @@ def start(run: RunDirectory, arm: Arm | None = None, *options: str) -> BaseProce
 
 
 def call(function: Callable[[], object], seconds: float = HANG_SECONDS) -> int:
-    """Run any function in a process like a worker's; return its exit code, negative for a signal."""
+    """Run any function in a process like a worker's; return its exit code."""
     process = forked(function)
     process.start()
     return wait(process, seconds)
@@ -128,7 +128,7 @@ def kill(process: BaseProcess) -> None:
 
 
 def assert_equal(resumed: RunDirectory, whole: RunDirectory) -> None:
-    """Assert that two runs ended bit-identical: metrics, evaluations, checkpoint and weights file."""
+    """Assert that two runs are bit-identical: metrics, evaluations, checkpoint, weights file."""
     a, b = Run(resumed), Run(whole)
     assert a.directory.is_completed
     assert a.metric_rows == b.metric_rows

@@ -102,7 +102,7 @@ def swift(row: Row) -> Row:
 
 
 def generations(row: Row) -> Row:
-    """Return the row as distilabel writes it: four answers, the second is best, the third is worst."""
+    """Return the row as distilabel writes it: four answers, the second best, the third worst."""
     chosen, rejected = (row[side][-1]["content"] for side in ("chosen", "rejected"))
     return {
         "instruction": prompt_of(row)[-1]["content"],

@@ -1,4 +1,4 @@
-"""float16: overflows at the start are normal; gradients that keep overflowing stop the run."""
+"""Tests of float16: overflows at the start are normal; repeated overflows stop the run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 class StoppedError(Exception):
-    """The trainer has reported a step that is not finite."""
+    """Raised if the trainer reports a step that is not finite."""
 
 
 class Hooks(Recorder):

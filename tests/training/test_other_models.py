@@ -1,4 +1,4 @@
-"""Models of other families than MiniMind's, from their directory to a directory that others load.
+"""Tests of models of other families than MiniMind's, from directory to exported directory.
 
 Each story runs in a process like a worker's, whose imports are done.
 """
@@ -69,7 +69,7 @@ def train(run: RunDirectory, steps: int | None = None) -> int:
 
 
 def log_probs(model: transformers.PreTrainedModel, profile: Path) -> Tensor:
-    """Log-probs of whole conversations with transformers' own attention."""
+    """Return log-probs of whole conversations with transformers' own attention."""
     pairs, _ = encode_pairs(
         list(read_pairs(profile.parent / "dpo.jsonl"))[:3],
         ChatTokenizer(TOKENIZER),
@@ -216,7 +216,7 @@ def test_weights_are_exported_in_their_own_dtype(tmp_path: Path) -> None:
 
 
 def both_layouts(family: str, folder: Path) -> None:
-    """The plain loop, which pads everything, is the oracle."""
+    """Compares with the plain loop, which pads everything."""
     profile = make(folder, family)
     losses = []
     for layout in ("packed", "padded"):

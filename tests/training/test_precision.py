@@ -1,4 +1,4 @@
-"""Half precision is in the forward alone: weights stay float32; the policy begins as reference."""
+"""Tests of half precision in the forward only: float32 weights, equal policy and reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that was stopped and resumed ends bit for bit as one that never was."""
+"""Tests that a run that was stopped and resumed ends bit-identical to an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from tests.support.cli import HANG_SECONDS, Run, dpo, set_options, start
 from tests.support.small_runs import MANY_SAVES, golden_run, small_run
 
 SHORTER = {"train.epochs": 6}
-"""Twice as many optimizer steps as it takes to be stopped twice."""
+"""Twice as many optimizer steps as two stops need."""
 
 
 def real_run(shared: Path, folder: Path) -> list[str]:
-    """The really trained mixture of experts on real pairs, cut short."""
+    """Settings of the trained mixture of experts on real pairs, with short sequences."""
     rows = (shared / "data/dpo_en_zh_400.jsonl").read_text("utf-8").splitlines(keepends=True)
     (folder / "dpo.jsonl").write_text("".join(rows[:240]), "utf-8")
     keys = {
@@ -160,7 +160,7 @@ def test_killed_and_resumed_with_each_optimizer(
 
 
 def test_a_run_from_start_to_file(shared: Path, tmp_path: Path) -> None:
-    """Train, complete, go on with more epochs, export: what is written is what MiniMind loads."""
+    """Train, complete, train more epochs, export: MiniMind loads the file."""
     out_dir = tmp_path / "out"
     out_dir.mkdir()
     start_weights = shared / "golden/train/seed/full_sft_64.pth"

@@ -50,7 +50,7 @@ def take_steps(model: torch.nn.Module, optimizer: torch.optim.Optimizer, count: 
 def test_restored_state_continues_bit_for_bit(
     model_weights: ModelWeights, tmp_path: Path, train: Train
 ) -> None:
-    """Weights, state of the optimizer and random numbers: the next steps are the same bits."""
+    """Weights, optimizer state and random numbers return: the next steps are bit-identical."""
     if train.optimizer == "adamw8bit":
         pytest.importorskip("bitsandbytes")
     torch.manual_seed(3)

@@ -39,7 +39,7 @@ def test_ctrl_c_goes_to_the_pager(tmp_path: Path) -> None:
         terminal.until(lambda: "ready" in terminal.raw)
         terminal.press("\x03")
         assert terminal.wait() == 0
-        assert any(line.endswith("heard") for line in terminal.lines)  # behind an echoed ^C
+        assert any(line.endswith("heard") for line in terminal.lines)  # after an echoed ^C
         assert terminal.lines[-1] == "the end"
 
 

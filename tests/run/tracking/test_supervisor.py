@@ -1,4 +1,4 @@
-"""Feeder process of a run: whatever happens to it, the run is not affected."""
+"""Tests of the feeder process of a run, whose failures do not affect the run."""
 
 from __future__ import annotations
 

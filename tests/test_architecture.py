@@ -13,7 +13,7 @@ from tests.support.cli import HANG_SECONDS, REPOSITORY, environment
 PACKAGE = REPOSITORY / "dpo_cli"
 HEAVY = ("torch", "transformers", "safetensors", "tokenizers")
 
-# From the bottom up; a package may import those on lower floors, and itself.
+# From the bottom up; a package may import packages of lower levels, and itself.
 FLOORS = [
     {
         "errors",
@@ -161,14 +161,14 @@ def test_the_terminal_side_loads_no_torch() -> None:
     assert not heavy
 
 
-def test_the_mathematics_knows_tensors_only() -> None:
+def test_the_mathematics_depends_on_tensors_only() -> None:
     for path in (PACKAGE / "objective").glob("*.py"):
         roots = {name.split(".")[0] for name in imports(path, top_level_only=False)}
         allowed = {"__future__", "collections", "dataclasses", "math", "typing", "torch"}
         assert roots <= allowed | {"dpo_cli"}
 
 
-def test_one_module_knows_foreign_weights() -> None:
+def test_one_module_reads_foreign_weights() -> None:
     """Only `weight_files` unpickles, because it reads weights from other programs."""
     for path in modules():
         text = path.read_text(encoding="utf-8")

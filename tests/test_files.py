@@ -76,7 +76,7 @@ def test_a_glob_stays_inside(tmp_path: Path) -> None:
     (inside / "linked").symlink_to(outside)
     (inside / "own/last").symlink_to(outside)
     assert sorted(glob_inside(inside, "*/logs")) == [inside / "own/logs"]
-    # A link as the last part is a match: whoever removes it removes the link alone.
+    # A link is a match as the last part: removing the match removes only the link.
     assert list(glob_inside(inside, "own/last")) == [inside / "own/last"]
 
 

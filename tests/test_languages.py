@@ -51,7 +51,7 @@ def test_the_same_keys_options_and_names_in_each_section(page: Path) -> None:
     for (_, english), (_, chinese) in zip(*map(sections, pages(page)), strict=True):
         found = [Counter(code_spans(text)) for text in (english, chinese)]
         for spans in found:
-            del spans["dpo"]  # a subject that the other language may leave out
+            del spans["dpo"]  # subjects that the other language may leave out
         assert found[0] == found[1]
 
 

@@ -55,7 +55,7 @@ def binomial_p(ahead: int, behind: int) -> float:
     [(10, 2, 0.0386), (6, 0, 0.03125), (5, 0, 0.0625), (0, 0, 1.0), (7, 7, 1.0)],
 )
 def test_mcnemar_is_exact(ahead: int, behind: int, p: float) -> None:
-    for agreed in (0, 1000):  # pairs on which both agree say nothing
+    for agreed in (0, 1000):  # pairs on which both models agree do not count
         test = compare_accuracies(*split(ahead, behind, agreed))
         assert (test.ahead, test.behind, test.unit) == (ahead, behind, "pair")
         assert test.p == pytest.approx(p, abs=5e-5)
@@ -63,7 +63,7 @@ def test_mcnemar_is_exact(ahead: int, behind: int, p: float) -> None:
 
 
 @pytest.mark.parametrize(("ahead", "behind"), [(8, 5), (12, 8), (30, 20), (4, 1), (110, 90)])
-def test_so_many_more_pairs_would_settle_it(ahead: int, behind: int) -> None:
+def test_number_of_pairs_that_would_make_a_difference_significant(ahead: int, behind: int) -> None:
     test = compare_accuracies(*split(ahead, behind, 100))
     assert not test.is_significant
     assert test.more_pairs is not None
@@ -75,7 +75,7 @@ def test_so_many_more_pairs_would_settle_it(ahead: int, behind: int) -> None:
     assert compare_accuracies(*split(5, 5, 90)).more_pairs is None
 
 
-def test_a_repeated_prompt_is_one_toss() -> None:
+def test_a_repeated_prompt_counts_once() -> None:
     """Ten pairs with one prompt count as one observation."""
     first, second = split(10, 0, 0)
     assert compare_accuracies(first, second).is_significant

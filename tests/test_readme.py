@@ -83,7 +83,7 @@ def test_a_minimind_checkout(golden: Path, shared: Path, tmp_path: Path) -> None
     (tmp_path / "dataset/dpo.jsonl").write_text("".join(rows))
     for line in lines_of("dpo init my-run", "dpo export my-run"):
         run(line, tmp_path)
-    # Its width is in the name; that of the README's model is 512.
+    # The name contains its width; the README's model has 512.
     assert [path.name for path in (tmp_path / "out").glob("rlhf_*")] == ["rlhf_64.pth"]
 
 

@@ -77,7 +77,7 @@ def test_a_healthy_run_gives_no_alert(shared: Path, tmp_path: Path) -> None:
     run = trained(shared, tmp_path, **HEALTHY)
     assert alerts(run) == []
     last = Run(run).steps[-1].metrics
-    assert last["loss"] < 0.6  # it did learn
+    assert last["loss"] < 0.6  # the policy has learned
     assert last["weights_moved"] > 0.5
 
 
@@ -155,7 +155,7 @@ def slowed(optimizer_step: int) -> None:
     def timed(self: Trainer, *arguments: Any) -> Any:
         is_slow = self.optimizer_step >= optimizer_step
         done = take_step(self, *arguments)
-        # Not the true seconds: other processes on this machine must not set off the alarm.
+        # Not the true seconds: other processes on this machine must not cause the alert.
         return dataclasses.replace(done, seconds=0.3 if is_slow else 0.05)
 
     Trainer.take_step = timed  # type: ignore[method-assign]
@@ -168,7 +168,7 @@ def test_a_machine_that_slows_down(shared: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [37, 52])
-def test_a_run_that_was_killed_says_each_once(shared: Path, tmp_path: Path, step: int) -> None:
+def test_a_killed_run_repeats_no_alert(shared: Path, tmp_path: Path, step: int) -> None:
     """The kill comes after one alert, or after both; the step of the last alert was not saved."""
     whole = trained(shared, tmp_path / "whole", **TINY)
     run = workers.new_run(tmp_path, arguments(shared, **TINY))
@@ -181,7 +181,7 @@ def test_a_run_that_was_killed_says_each_once(shared: Path, tmp_path: Path, step
     assert len(said) == 2
 
 
-def test_dpo_tells_what_it_means_and_what_to_do(shared: Path, tmp_path: Path) -> None:
+def test_dpo_prints_meaning_and_remedy_of_an_alert(shared: Path, tmp_path: Path) -> None:
     """The alert is printed during training, and later by `dpo show`."""
     result = dpo(*arguments(shared, **TINY), "--plain", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -189,4 +189,6 @@ def test_dpo_tells_what_it_means_and_what_to_do(shared: Path, tmp_path: Path) ->
     alert = only(run, "lr-sum-small")
     output = " ".join((result.stdout + result.stderr).split())
     assert f"warning: {alert.message} help: {alert.remedy}" in output
-    assert alert.message[:40] in dpo("show", run.path, cwd=tmp_path).stdout  # as far as it fits
+    assert (
+        alert.message[:40] in dpo("show", run.path, cwd=tmp_path).stdout
+    )  # as much as fits into the line

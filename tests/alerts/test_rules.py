@@ -178,7 +178,7 @@ def test_a_loss_that_stays_although_the_weights_move() -> None:
     assert alerts_of(steps(at_ln_2), saturating) == []
 
 
-def test_a_loss_that_fell_once_and_a_run_too_short_to_tell() -> None:
+def test_a_loss_that_fell_once_and_a_run_too_short_to_judge() -> None:
     falls = list(steps(lambda n: {"loss": math.log(2) - (0.02 if n > 20 else 0.0)}))
     assert alerts_of(falls, BLIND) == []
     brief = replace(BLIND, optimizer_steps=WINDOW - 1)
@@ -203,7 +203,9 @@ def test_an_accuracy_that_stays_at_a_half() -> None:
     assert pairs[0] <= step <= pairs[0] + 5
     message = text(tossed, "accuracy-stuck", long).message
     assert f"the accuracy of the last {4 * step} pairs is 0.50 (95 %: 0.45 to 0.55)" in message
-    assert alerts_of(tossed[:60]) == []  # 0.5 on 240 pairs: a run that learns may read as much
+    assert (
+        alerts_of(tossed[:60]) == []
+    )  # 0.5 on 240 pairs: a run that learns may have the same accuracy
     better = [replace(e, metrics={**e.metrics, "rewards/accuracies": 0.55}) for e in tossed]
     assert alerts_of(better) == []
 
@@ -256,7 +258,7 @@ def test_a_spike_names_the_micro_batch_that_made_it() -> None:
 def test_a_hard_pair_late_in_a_run_is_no_spike() -> None:
     hard = list(steps(lambda n: {"losses": ({1: 0.693, 90: 1.2}.get(n, 0.001),)}))
     assert alerts_of(hard) == []
-    # Nor is a large loss where losses are usually scattered.
+    # A large loss is no spike either if losses usually vary as much.
     scattered = list(steps(lambda n: {"losses": (0.7 + 0.6 * math.sin(n),) if n != 90 else (3.0,)}))
     assert alerts_of(scattered) == []
 
@@ -405,7 +407,7 @@ def sampled(step_number: int, *answers: str) -> Sampled:
     return Sampled(step=step_number, optimizer_step=step_number, samples=samples, seconds=1.0)
 
 
-def test_answers_that_repeat_before_training_are_not_blamed_on_it() -> None:
+def test_answers_that_repeat_before_training_give_no_alert() -> None:
     broken, whole = "- " * 40, "The mill grinds corn for the whole village every morning."
     [alert] = AlertRules(FACTS).take(sampled(0, broken, broken))
     assert alert.code == "start-repeats"

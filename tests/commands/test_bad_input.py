@@ -30,7 +30,7 @@ def assert_clear(result: subprocess.CompletedProcess[str], code: int, *parts: st
     assert "bug in dpo" not in said
     assert result.returncode == code, said
     assert result.stderr.startswith("error: "), said
-    # A console wraps nothing here, so that names can be searched for.
+    # The console wraps no line here, so that the tests can search for names.
     for part in parts:
         assert part in said, said
 
@@ -80,7 +80,7 @@ def another_vocabulary(cwd: Path, shared: Path, settings: dict[str, Any]) -> Non
     settings["model.weights"] = shared / "golden/arch/seed/full_sft_64.pth"
 
 
-# Found by the launcher, before torch is loaded: under a second each.
+# The launcher finds these before torch is loaded: in under a second each.
 EARLY: dict[str, tuple[Change, int, tuple[str, ...]]] = {
     "missing data": (
         key("data.data_path", "nowhere.jsonl"),
@@ -116,7 +116,7 @@ EARLY: dict[str, tuple[Change, int, tuple[str, ...]]] = {
     "max_seq_len 1": (key("data.max_seq_len", 1), 2, ("data.max_seq_len = 1", "2")),
 }
 
-# Found by the worker, which reads the files.
+# The worker finds these, because it reads the files.
 LATE: dict[str, tuple[Change, int, tuple[str, ...]]] = {
     "cut-off checkpoint": (
         file_for("model.weights", cut_off, "full_sft_64.pth"),

@@ -113,7 +113,7 @@ def test_lines_of_standard_input_are_one_conversation(
     out, err = said("/help")
     assert out == []
     assert "unknown" not in err
-    assert err.count("/reset starts a new conversation") == 2  # at the beginning, and on demand
+    assert err.count("/reset starts a new conversation") == 2  # at the start, and on request
 
 
 def test_what_is_drawn_is_said_and_follows_from_the_seed(
@@ -153,7 +153,7 @@ def test_rows_and_a_system_turn(dpo: Cli, root: Path, model: list[str]) -> None:
     assert "reference" not in json.loads(out.splitlines()[0])
 
 
-def test_interrupted_it_keeps_what_it_has(
+def test_an_interrupted_answer_is_kept(
     monkeypatch: pytest.MonkeyPatch, dpo: Cli, root: Path, both: list[str]
 ) -> None:
     def press_ctrl_c(_: PhaseBar, phase: str, done: int, total: int, unit: str) -> None:
@@ -219,7 +219,7 @@ def test_models_that_are_not_there(dpo: Cli, root: Path, model: list[str]) -> No
     assert (code, "only a run has a best checkpoint" in err) == (1, True)
 
 
-def test_prompts_that_are_none(dpo: Cli, root: Path, model: list[str]) -> None:
+def test_lines_that_are_no_prompts(dpo: Cli, root: Path, model: list[str]) -> None:
     Path("empty.txt").write_text("\n")
     code, _, err = dpo("chat", *model, "--prompts", "empty.txt")
     assert (code, "empty.txt: the file has no prompt" in err) == (1, True)
@@ -259,4 +259,4 @@ def test_a_conversation_on_a_terminal(tmp_path: Path, both: list[str]) -> None:
         terminal.press("\x04")
         assert terminal.wait() == 0
         assert terminal.modes_now() == terminal.modes
-    terminal._output.decode()  # never half a character
+    terminal._output.decode()  # never a part of a character

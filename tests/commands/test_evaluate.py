@@ -183,7 +183,7 @@ def test_it_writes_nothing_into_the_run(dense: Trained) -> None:
     assert {path: path.stat().st_mtime_ns for path in dense.run.path.rglob("*")} == before
 
 
-def test_data_that_has_changed_is_not_what_was_held_out(
+def test_changed_data_is_not_evaluated_as_held_out(
     dense: Trained, shared: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "other.jsonl"
@@ -195,7 +195,7 @@ def test_data_that_has_changed_is_not_what_was_held_out(
     assert dense.dpo("eval", dense.run.name, "--data", other)[0] == 0
 
 
-def test_a_merge_lies_between_and_is_judged_beside_both(trained: Trained, tmp_path: Path) -> None:
+def test_a_merge_is_evaluated_beside_both_models(trained: Trained, tmp_path: Path) -> None:
     file = tmp_path / "rlhf_64.pth"
     code, said = trained.dpo(
         *("merge", trained.run.name, trained.model_weights, "--weight", "0.25", "--to", file),
@@ -248,12 +248,12 @@ def test_a_run_that_learned_what_the_other_held_out(
     notes = json.loads(said)["evaluation"]["notes"]
     [knows] = [note for note in notes if "may have seen these" in note]
     assert knows.startswith(all_pairs.run.name)
-    # One that held the same pairs out does not know them.
+    # A run that held out the same pairs has not trained on them.
     said = dense.dpo("merge", dense.run.path, dense.run.path, *to, "--force")[1]
     assert "may have seen these" not in said
 
 
-def test_what_cannot_be_merged(dense: Trained, shared: Path, tmp_path: Path) -> None:
+def test_models_that_cannot_be_merged(dense: Trained, shared: Path, tmp_path: Path) -> None:
     file = tmp_path / "m.pth"
     others = shared / "golden/train/seed/full_sft_64_moe.pth"
     code, said = dense.dpo("merge", dense.model_weights, others, "--to", file)
@@ -261,7 +261,7 @@ def test_what_cannot_be_merged(dense: Trained, shared: Path, tmp_path: Path) -> 
     assert "models of different architectures cannot be merged" in said
     assert "num_experts: 0 in " in said
     assert not file.exists()
-    # Two files, and no pairs to judge by.
+    # Two files, and no pairs to evaluate on.
     code, said = dense.dpo("merge", dense.model_weights, dense.model_weights, "--to", file)
     assert code == 0
     assert "not evaluated; to evaluate, name preference pairs with --data FILE" in said
@@ -327,7 +327,7 @@ def test_through_dpo_itself(dense: Trained, tmp_path: Path) -> None:
         (("merge", *["full_sft_512.pth"] * 2, "--to", "m.pth", "--best"), "neither model is a run"),
     ],
 )
-def test_what_is_wrong_with_a_command_line_is_told_at_once(
+def test_a_wrong_command_line_fails_at_once(
     dpo: Cli, directory: Path, arguments: tuple[str, ...], said: str
 ) -> None:
     code, out, err = dpo(*arguments)

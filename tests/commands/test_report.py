@@ -157,7 +157,7 @@ def test_a_png_where_the_extra_is_installed(dpo: Cli, plain: RunDirectory) -> No
 # --- report -------------------------------------------------------------------------------------
 
 
-def test_a_report_has_it_all_in_one_file(dpo: Cli, plain: RunDirectory) -> None:
+def test_a_report_is_one_file(dpo: Cli, plain: RunDirectory) -> None:
     assert dpo("report", "plain") == (0, f"wrote {plain.name}.html\n", "")
     text = Path(f"{plain.name}.html").read_text(encoding="utf-8")
     page = Page(text)
@@ -227,7 +227,7 @@ def test_the_name_of_a_report_of_many_runs_has_a_limit() -> None:
     assert max(len(str(each)) for each in (path, other)) < 200
 
 
-def test_what_others_wrote_is_text_and_nothing_else(dpo: Cli, root: Path) -> None:
+def test_text_from_outside_is_escaped(dpo: Cli, root: Path) -> None:
     hostile(root)
     findings = [{"level": HOSTILE, "code": HOSTILE, "subject": HOSTILE, "message": HOSTILE}]
     Path("check.json").write_text(json.dumps({"findings": findings}), encoding="utf-8")

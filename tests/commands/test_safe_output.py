@@ -18,7 +18,7 @@ from tests.commands.conftest import Cli
 from tests.support import story
 from tests.support.unsafe import EVIL, unsafe_characters
 
-FILE_NAME = EVIL.replace("\x00", "").replace("\ud800", "")  # what a file system takes
+FILE_NAME = EVIL.replace("\x00", "").replace("\ud800", "")  # as far as a file system allows
 
 
 def evil(value: Any, key: str = "") -> Any:

@@ -27,7 +27,7 @@ PRODUCTS = "mm", "bmm", "addmm", "_grouped_mm"
 @pytest.fixture(autouse=True)
 def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DPO_CACHE_DIR", str(tmp_path / "cache"))
-    # A line of the log reads how many weights have moved; see the test of that.
+    # A log line reads the number of moved weights, which another test covers.
     monkeypatch.setattr(Trainer, "is_logged", lambda *_: False)
 
 
@@ -61,8 +61,8 @@ def test_a_step_waits_once_and_computes_in_half_precision(
         first, second = steps(trainer, gpu)
     for record in (first, second):
         assert_runs_freely(record)
-        # One buffer of tensors for each forward, the places of the reference's values, and small
-        # ones of experts and of models that are computed sequence by sequence.
+        # One buffer of tensors for each forward, the positions of the reference's values, and small
+        # buffers for experts and for models that are computed sequence by sequence.
         assert sum(record.copies.values()) <= 6
         for name in PRODUCTS[:1] + PRODUCTS[3:]:
             for factor, other, *rest in record.dtypes.get(name, Counter()):

@@ -73,7 +73,7 @@ def nasty_rows() -> Iterator[PreferencePair | SkippedRow]:
     twice = [message("user", "q"), message("assistant", " x"), message("assistant", " y")]
     yield PreferencePair(next(line), twice, [*twice, message("user", "?")])
     yield PreferencePair(next(line), twice[1:], [message("assistant", "z")])
-    # Sides that share nothing, or one turn of three; keys beside the text.
+    # Sides that share nothing, or one turn of three; other keys beside the text.
     yield PreferencePair(next(line), twice, [message("user", "other"), *twice[1:]])
     yield PreferencePair(next(line), [*twice[:2], message("user", "r"), twice[2]], twice)
     thought = message("assistant", "so", reasoning_content="because")
@@ -117,11 +117,11 @@ def test_real_rows(shared: Path, tokenizer: ChatTokenizer, name: str) -> None:
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0])
-def test_nasty_rows(tokenizer: ChatTokenizer, ratio: float) -> None:
+def test_difficult_rows(tokenizer: ChatTokenizer, ratio: float) -> None:
     encoded = assert_the_same(list(nasty_rows()), tokenizer, *range(1, 60, 7), 10_000, ratio=ratio)
     assert len(encoded) > 900
     problems = {row.problem for row in encoded.cut(30).skipped_rows}
-    # MiniMind version 2's template has no word for a call of a tool.
+    # MiniMind version 2's template ignores tool calls.
     left_out = {"left-out"} if tokenizer.folder.name == "minimind2" else set()
     assert problems == {"malformed", "identical", "truncated"} | left_out
 
@@ -243,7 +243,9 @@ def test_progress_counts_rows_of_all_kinds(tokenizer: ChatTokenizer) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_what_progress_raises_ends_it(tokenizer: ChatTokenizer, error: type[BaseException]) -> None:
+def test_an_error_of_the_progress_callback_stops_the_encoding(
+    tokenizer: ChatTokenizer, error: type[BaseException]
+) -> None:
     threads = threading.active_count()
 
     def interrupt(done: int) -> None:

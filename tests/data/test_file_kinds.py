@@ -187,7 +187,7 @@ def test_rows_inside_one_object_are_converted_by_the_command(
     path = put(tmp_path / "my pairs.json", text.encode())
     found = error(path)
     assert f"is one JSON object with {what}, expected a row per line" in found.message
-    if indent is None:  # each command once: a process takes a while
+    if indent is None:  # each command runs once, because a process takes a while
         run(found)
         assert rows_of(path.with_name(path.name + ".jsonl")) == ROWS
 
@@ -203,10 +203,10 @@ def test_rows_inside_an_object_that_is_too_long(
     content.pop("version", None)
     path = put(tmp_path / "pairs.json", json.dumps(content).encode())
     assert "one JSON object with rows or columns in it" in error(path).message
-    # A long row of JSONL is only itself malformed.
+    # A long row of JSONL is a single malformed row.
     path = put(tmp_path / "pairs.jsonl", jsonl([conversational(ROWS[0])] * 3))
     assert kind_of(path) == "jsonl"
-    # So is a first line that is cut off.
+    # A first line that is cut off is malformed too.
     assert kind_of(put(path, b'{"tags": ["a", \n' + jsonl(ROWS))) == "jsonl"
 
 

@@ -83,7 +83,7 @@ def test_a_pair_has_the_same_tokens_in_every_format(
     assert_equal(encoded(path, tokenizer), expected)
 
 
-# A compression sees bytes, whatever their format.
+# Compression does not depend on the format of the bytes.
 FILES = [
     *((name, container, "") for name in FORMATS for container in CONTAINERS),
     *(("plain", container, each) for container in CONTAINERS for each in COMPRESSIONS),
@@ -163,7 +163,7 @@ def test_several_turns_and_tools(tmp_path: Path) -> None:
     ]
 
 
-def test_what_one_template_writes_another_leaves_out(shared: Path, tmp_path: Path) -> None:
+def test_templates_leave_out_different_messages(shared: Path, tmp_path: Path) -> None:
     """MiniMind version 2's template ignores tools and a system message after the first turn."""
     late = [*turns("a", "b"), {"role": "system", "content": "s"}, *turns("c")]
     tool = [*turns("a", "b"), {"role": "tool", "content": "t"}]
@@ -282,7 +282,7 @@ def test_two_texts_and_a_question_are_not_texts_that_begin_with_it(tmp_path: Pat
         ),
     ],
 )
-def test_what_is_malformed_is_said(row: Row, format: str, reason: str, tmp_path: Path) -> None:
+def test_malformed_rows_have_a_reason(row: Row, format: str, reason: str, tmp_path: Path) -> None:
     found = one(row, tmp_path, format=format)
     assert isinstance(found, SkippedRow)
     assert found.problem == "malformed"

@@ -109,7 +109,7 @@ def test_an_answer_that_is_json_stays_a_text(text: str) -> None:
         (json.dumps([WHY]).replace("Why", "\\ud800"), "an unpaired surrogate"),
     ],
 )
-def test_what_is_wrong_is_named(value: Any, why: str) -> None:
+def test_errors_name_the_wrong_part(value: Any, why: str) -> None:
     with pytest.raises(MalformedError) as caught:
         text_or_turns(value, "'x'", "assistant")
     assert why in str(caught.value)

@@ -151,7 +151,7 @@ def test_tokenizers_share_one_watcher(folder: Path) -> None:
     parent, done = os.fork(), 1
     if not parent:
         try:
-            with rendering._WATCH.limited():  # with a thread and a lock of its own
+            with rendering._WATCH.limited():  # with its own thread and lock
                 done = 0 if threading.active_count() == 2 else 1
         finally:
             os._exit(done)

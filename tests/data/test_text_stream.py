@@ -27,7 +27,7 @@ def test_real_tokens(shared: Path, name: str) -> None:
     pieces = told(TextStream(tokenizer.decode), ids)
     assert "".join(pieces) == text
     assert len(pieces) == len(ids) + 1
-    assert "" in pieces[:-1]  # some of its characters take several tokens
+    assert "" in pieces[:-1]  # some characters consist of several tokens
     assert "\ufffd" not in "".join(pieces)
 
 
@@ -40,7 +40,7 @@ def test_a_token_for_each_byte() -> None:
     assert [piece for piece in pieces if piece] == list(TEXT)
 
 
-def test_what_never_becomes_a_character_is_told_when_that_is_known() -> None:
+def test_invalid_bytes_appear_as_soon_as_they_are_known_to_be_invalid() -> None:
     assert told(TextStream(by_bytes), [0xE4, 0xBD, 0x41, 0xE4]) == ["", "", "\ufffdA", "", "\ufffd"]
     assert told(TextStream(by_bytes), list("a\ufffdb".encode())) == ["a", "", "", "", "\ufffdb", ""]
     generator = random.Random(5)

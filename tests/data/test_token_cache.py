@@ -143,7 +143,7 @@ def test_another_path_and_time_are_the_same_content(
     "change",
     ["data", "ratio", "seed", "scored", "cuts", "tokenizer", "special", "versions"],
 )
-def test_what_decides_the_ids_decides_the_entry(
+def test_all_inputs_of_the_ids_are_part_of_the_key(
     cache: Path,
     data: Path,
     tokenizer: ChatTokenizer,
@@ -174,7 +174,7 @@ def test_what_decides_the_ids_decides_the_entry(
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0])
-def test_a_seed_that_decides_nothing_does_not_count(
+def test_a_seed_without_effect_is_not_part_of_the_key(
     cache: Path, data: Path, tokenizer: ChatTokenizer, ratio: float
 ) -> None:
     for seed in (1, 2):
@@ -185,7 +185,7 @@ def test_a_seed_that_decides_nothing_does_not_count(
 FILES = ("ids.bin", "columns.safetensors", "manifest.json")
 
 
-def test_no_flipped_bit_is_believed(cache: Path, data: Path, tokenizer: ChatTokenizer) -> None:
+def test_each_flipped_bit_is_detected(cache: Path, data: Path, tokenizer: ChatTokenizer) -> None:
     """The flipped bits are at random places of both files, and at their ends."""
     encode(data, tokenizer)
     entry = only_entry(cache)
@@ -337,7 +337,7 @@ def test_an_entry_that_cannot_be_read_is_neither_used_nor_removed(
     assert load(entry, entry.name) is not None
 
 
-def test_an_entry_copied_to_another_name_is_not_believed(
+def test_an_entry_copied_to_another_name_is_not_used(
     cache: Path, data: Path, tokenizer: ChatTokenizer
 ) -> None:
     encode(data, tokenizer)
@@ -374,7 +374,7 @@ def full_at_the_end(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
 
 
 @pytest.mark.parametrize("obstacle", [no_home, file_in_the_way, null_device, refused])
-def test_where_nothing_can_be_cached_a_run_goes_on(
+def test_a_run_continues_without_a_writable_cache(
     cache: Path,
     data: Path,
     tokenizer: ChatTokenizer,
@@ -424,7 +424,7 @@ def test_a_file_that_is_being_written_is_refused(
     assert_right(encode(data, tokenizer), data, tokenizer)
 
 
-def test_a_template_that_tells_the_time_is_not_cached(
+def test_a_template_with_the_current_time_is_not_cached(
     cache: Path, data: Path, shared: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "tokenizer"
@@ -439,7 +439,7 @@ def test_a_template_that_tells_the_time_is_not_cached(
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupted_first_time_leaves_nothing(
+def test_an_interrupted_encoding_leaves_nothing(
     cache: Path, data: Path, tokenizer: ChatTokenizer, error: type[BaseException]
 ) -> None:
     threads = threading.active_count()
@@ -501,7 +501,7 @@ def test_each_of_several_encodes_its_share(
     assert_right(again[-1], data, tokenizer)
 
 
-def test_where_no_part_can_be_written_each_encodes_all(
+def test_without_a_writable_cache_each_rank_encodes_all_rows(
     cache: Path, data: Path, tokenizer: ChatTokenizer
 ) -> None:
     cache.parent.mkdir()
@@ -511,7 +511,9 @@ def test_where_no_part_can_be_written_each_encodes_all(
         assert_right(rows, data, tokenizer)
 
 
-def test_two_at_once(cache: Path, data: Path, shared: Path, tokenizer: ChatTokenizer) -> None:
+def test_two_processes_encode_at_once(
+    cache: Path, data: Path, shared: Path, tokenizer: ChatTokenizer
+) -> None:
     """Both processes write the entry; each gets the rows, and one entry is left."""
     code = (
         "import sys; from pathlib import Path\n"
@@ -541,7 +543,7 @@ def test_two_at_once(cache: Path, data: Path, shared: Path, tokenizer: ChatToken
     assert only_entry(cache)
 
 
-def test_what_nobody_uses_for_a_month_goes(
+def test_entries_unused_for_a_month_are_removed(
     cache: Path, data: Path, tokenizer: ChatTokenizer
 ) -> None:
     encode(data, tokenizer)
@@ -556,7 +558,7 @@ def test_what_nobody_uses_for_a_month_goes(
     for path in (old, torn, foreign):
         os.utime(path, (month_ago, month_ago))
     os.utime(used, (month_ago, month_ago))
-    encode(data, tokenizer)  # is a use
+    encode(data, tokenizer)  # reading counts as use
     encode(data, tokenizer, seed=2)
     assert not old.exists()
     assert not torn.exists()
@@ -598,7 +600,7 @@ def test_memory_does_not_grow_with_the_rows(
         (None, None, "/home/me/.cache/dpo/tokens"),
     ],
 )
-def test_where_the_cache_lies(
+def test_location_of_the_cache(
     own: str | None, users: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", "/home/me")

@@ -78,7 +78,7 @@ def sides(pairs: TokenizedPairs) -> list[list[Tokenized]]:
 
 
 @pytest.mark.parametrize("max_seq_len", range(1, 12))
-def test_a_cut_is_that_of_each_pair_by_itself(max_seq_len: int) -> None:
+def test_truncation_equals_that_of_each_single_pair(max_seq_len: int) -> None:
     pairs = random_pairs(random.Random(7), 500)
     aside = SkippedRow(3, "malformed", "first"), SkippedRow(900, "identical", "last")
     cut = columns(pairs, *aside).cut(max_seq_len)
@@ -97,7 +97,7 @@ def test_a_cut_is_that_of_each_pair_by_itself(max_seq_len: int) -> None:
 
 
 @pytest.mark.parametrize("max_seq_len", [3, 5, 8, 100])
-def test_what_columns_count_pairs_say_too(max_seq_len: int) -> None:
+def test_counts_of_columns_equal_those_of_the_pairs(max_seq_len: int) -> None:
     kept = columns(random_pairs(random.Random(8), 300)).cut(max_seq_len).kept
     assert len(kept) > 10
     assert kept.lengths.tolist() == [[len(s.ids) for s in pair] for pair in sides(kept)]
@@ -135,7 +135,7 @@ def test_a_view_of_a_view_is_one() -> None:
         kept[len(kept)]
 
 
-def test_who_loses_an_end() -> None:
+def test_shortened_pairs_are_those_with_a_truncated_side() -> None:
     pairs = random_pairs(random.Random(10), 200)
     kept = columns(pairs).cut(5).kept
     whole = dict(enumerate(pairs, start=1))
@@ -146,7 +146,7 @@ def test_who_loses_an_end() -> None:
 
 
 @pytest.mark.parametrize("scored_turns", ["all", "last"])
-def test_the_same_answers_teach_nothing(tmp_path: Path, scored_turns: str) -> None:
+def test_pairs_with_equal_answers_are_skipped(tmp_path: Path, scored_turns: str) -> None:
     """A user turn after equal answers, or another answer that is cut off, makes no difference."""
     tokenizer = ChatTokenizer(write_tokenizer(tmp_path, "chatml", "byte_bpe"))
     ask, answer, more, other = (
@@ -173,7 +173,7 @@ def test_the_same_answers_teach_nothing(tmp_path: Path, scored_turns: str) -> No
         (1, "identical"),
         (2, "identical"),
     ]
-    # Only the last row has answers that differ behind the first turns, and these are cut off.
+    # Only the last row has answers that differ after the first turns, and these are cut off.
     first = int(encoded.answers[0, 1])
     shorter = {row.line: row.problem for row in encoded.cut(first + 1, "end").skipped_rows}
     assert shorter[4] == "identical"
@@ -194,7 +194,7 @@ def test_one_block_after_another(shared: Path) -> None:
         assert torch.equal(ours.rejected.response, single.rejected.response)
 
 
-def test_a_pair_holds_no_more_than_itself_and_nobody_holds_it() -> None:
+def test_a_pair_has_its_own_memory_which_is_freed_after_use() -> None:
     kept = columns(random_pairs(random.Random(11), 50)).cut(4).kept
 
     def tensors() -> int:
@@ -219,7 +219,7 @@ def test_wide_ids_stay_whole() -> None:
     assert found.rejected.ids.tolist() == [1, 5]
 
 
-def test_the_fingerprint_knows_tokens_masks_and_the_choice_of_pairs() -> None:
+def test_the_fingerprint_covers_tokens_masks_and_the_choice_of_pairs() -> None:
     def pairs(first: int = 7, answer: int = 2) -> TokenizedPairs:
         sides = [torch.tensor([1, 2, first, 8]), torch.tensor([1, 2, 9])]
         both = [Tokenized(ids, torch.arange(len(ids)) >= answer) for ids in sides]

@@ -15,8 +15,8 @@ from dpo_cli.data.formats import FORMATS
 from dpo_cli.data.pairs import PreferencePair, read_pairs, to_pair
 from tests.support.chat_families import ROWS, TEMPLATES, TOKENIZERS, write_tokenizer
 
-# Rows that TRL trains on, or refuses with the template, and we skip, because the template leaves
-# out what they are about.
+# TRL trains on these rows, or refuses them with the template. We skip them, because the template
+# leaves out the messages that matter.
 CALLS = {"tool call", "two tool calls", "tool turns"}
 DEFINITIONS = {"tool definitions", "tool definitions and system"}
 LEFT_OUT = {

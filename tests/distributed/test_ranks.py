@@ -85,11 +85,11 @@ def test_two_ranks_equal_one_process_bit_for_bit(
         assert ours[name] == expected[name]
     [(_, _, weights)] = rank_faults.ends_of(one.directory.path)
     assert [digest for _, _, digest in rank_faults.ends_of(two.directory.path)] == [weights] * 2
-    # Held-out pairs are added up in another order.
+    # Held-out pairs are summed in another order.
     for (step, metrics), (same_step, same) in zip(two.evaluations, one.evaluations, strict=True):
         assert step == same_step
         assert metrics == pytest.approx(same, rel=1e-12, abs=1e-12)
-    # Who computed what is told of several only.
+    # Seconds of each rank are recorded only if there are several.
     assert {len(step.rank_seconds) for step in two.steps} == {2}
     assert {len(step.rank_seconds) for step in one.steps} == {0}
 
@@ -136,7 +136,7 @@ def _train_in_float64(size: int, folder: Path, number: int) -> None:
         with Float64():
             trainer = make_trainer(partial(minimind_scorer, name), "packed", hooks)
             trainer.group = own
-            # Ten pairs by one: windows of four, of which an epoch's last has two.
+            # Ten pairs, one per micro-batch: steps of four, the last step of an epoch has two.
             profile = trainer.inputs.profile
             train = profile.train.model_copy(update={"batch_size": 1, "epochs": 2})
             trainer.inputs = replace(

@@ -43,7 +43,7 @@ def export_and_import(run: RunDirectory, place: Path) -> None:
     assert report.max_logp_difference < 0.05
     exact = export_run(
         run, directory, "float32", False, export_format="hf"
-    )  # replaces its own export
+    )  # replaces an earlier export of this run
     # Plain transformers with the directory, compared with our forward of the training state.
     assert exact.max_logp_difference < 1e-4
     assert exact.mean_logp_difference < 1e-5

@@ -102,7 +102,7 @@ def test_the_default_seed_is_that_of_the_run(trained: RunDirectory, tmp_path: Pa
     assert report.seed == 1337
     assert report.retention is not None
     assert report.retention.source_dtype == "float16"
-    assert report.retention.start_error > 8  # the rounding swamps the update
+    assert report.retention.start_error > 8  # the rounding error is larger than the update
     with pytest.raises(UsageError, match="float32 represents every weight exactly"):
         export_run(trained, tmp_path / "y.pth", "float32", False, (), "stochastic")
     assert not (tmp_path / "y.pth").exists()
@@ -249,7 +249,7 @@ def test_the_command_of_that_version(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     tiny = load_model_weights(golden / f"arch/{model_weights}.pth", {}).architecture
-    assert try_command(tmp_path / file, tiny) is None  # MiniMind has no tokenizer for it
+    assert try_command(tmp_path / file, tiny) is None  # MiniMind has no tokenizer for this model
     architecture = dataclasses.replace(tiny, vocab_size=6400)
     assert try_command(tmp_path / file, architecture) == TryCommand(expected, True)
 
@@ -261,7 +261,7 @@ def test_the_command_follows_the_scripts_of_the_checkout(
     tiny = load_model_weights(golden / "arch/seed/full_sft_64.pth", {}).architecture
     architecture = dataclasses.replace(tiny, vocab_size=6400)
     (tmp_path / "eval_model.py").touch()
-    # eval_model.py cannot name a file; the copy must not replace out/rlhf_64.pth.
+    # eval_model.py has no option for the file; the copy must not replace out/rlhf_64.pth.
     assert try_command(tmp_path / "out/merged_64.pth", architecture) == TryCommand(
         "mkdir -p out/merged_64 && cp out/merged_64.pth out/merged_64/rlhf_64.pth && "
         "python eval_model.py --model_mode 2 --out_dir out/merged_64"

@@ -49,7 +49,7 @@ def stopped(
     shared: Path, whole: RunDirectory, tmp_path_factory: pytest.TempPathFactory
 ) -> RunDirectory:
     """Run stopped after 5 optimizer steps, with two checkpoints; only to be copied."""
-    # Its reference is half known, whatever the cache of other tests holds.
+    # Half of the reference's log-probs are computed, whatever the cache of other tests contains.
     arm = partial(both, partial(own_cache, tmp_path_factory.mktemp("cache")), partial(stop_at, 5))
     run = workers.new_run(tmp_path_factory.mktemp("stopped"), arguments(shared))
     assert workers.work(run, arm) == 143

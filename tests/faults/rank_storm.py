@@ -85,7 +85,7 @@ def kill_launcher(
         assert len(family) >= 3, "agent and two ranks"
         launcher.kill()
         deadline = time.monotonic() + orphan_seconds
-        # A process of many threads has ended before the last of them lets go of the lock.
+        # A process with many threads has ended before its last thread releases the lock.
         while not all(map(is_gone, family)) or run.holder():
             assert time.monotonic() < deadline, "a process is still alive"
             time.sleep(0.01)

@@ -44,12 +44,12 @@ def storm(
         AssertionError: they differ, or more was lost than the steps since the last save.
     """
     moments = random.Random(seed)
-    # In a life it gets half of the most steps on, and loses one or two of them.
+    # Each start does half of the maximal number of steps on average, and loses one or two of them.
     epochs = -(-(kills * (_MOST_STEPS_A_LIFE // 2 + 1) + 40) // _STEPS_AN_EPOCH)
     run = workers.new_run(root / "storm", arguments(shared, epochs))
     for done in range(1, kills + 1):
         process = workers.start(run)
-        if moments.random() < 0.8:  # else it may die while it still loads
+        if moments.random() < 0.8:  # otherwise the kill may hit the loading
             step = workers.until_steps(run, process, moments.randrange(_MOST_STEPS_A_LIFE))
             time.sleep(moments.uniform(0, 1.5) * step.seconds)
         else:

@@ -104,7 +104,7 @@ def broken(luck: random.Random) -> bytes:
         case 7:
             return bytes(luck.randrange(1, 60))
         case 8:
-            return row.replace(b"Why", b"\xed\xa0\x80")  # a surrogate in what is no UTF-8
+            return row.replace(b"Why", b"\xed\xa0\x80")  # a surrogate in text that is not UTF-8
     return luck.randbytes(luck.randrange(20, 60)).replace(b"\n", b"x") + b"\xff"
 
 
@@ -135,7 +135,7 @@ def wrong(luck: random.Random) -> bytes:
         case 8:
             row = sides("half \ud83d of a pair", "no")
             return text(row, ascii_only=True)
-        case 9:  # a role, or a whole row, as deep as can be read, or deeper
+        case 9:  # a role, or a whole row, as deep as the parser allows, or deeper
             deep = nested(luck.randrange(300, 1200)).encode()
             return text(row).replace(b'"assistant"', deep, 1)
         case 10:
@@ -178,7 +178,7 @@ def lines_of(kinds: list[str], *which: str) -> list[int]:
 
 def test_ten_thousand_rows(shared: Path, tmp_path: Path) -> None:
     content, kinds = planted(random.Random(23), ROWS, [0.25, 0.3, 0.3, 0.1, 0.05])
-    # A line of ten million characters, and a last one without an end.
+    # One line has ten million characters, and the last one has no newline.
     long = text(sides("x" * 10_000_000, "no"))[:-2]
     content = b"\xef\xbb\xbf" + content + b"\n" + long
     kinds.append("broken")
@@ -186,7 +186,7 @@ def test_ten_thousand_rows(shared: Path, tmp_path: Path) -> None:
     path.write_bytes(content)
 
     tokenizer = ChatTokenizer(shared / "tokenizer/minimind2")
-    began = time.process_time()  # of this process, however busy the machine is
+    began = time.process_time()  # CPU time of this process, however busy the machine is
     kept, skipped_rows = encode_pairs(
         read_pairs(path), tokenizer, max_seq_len=MAX_SEQ_LEN, empty_think_ratio=0.2, seed=1
     )
@@ -203,7 +203,7 @@ def test_ten_thousand_rows(shared: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("depth", [100, 500, *range(900, 1010)])
-def test_no_depth_is_too_deep(depth: int, tmp_path: Path) -> None:
+def test_deeply_nested_rows_are_no_error(depth: int, tmp_path: Path) -> None:
     """Some rows can still be parsed, but are too deep to write or show."""
     path = tmp_path / "pairs.jsonl"
     row = text(sides("yes", "no"))
@@ -224,7 +224,7 @@ def test_no_depth_is_too_deep(depth: int, tmp_path: Path) -> None:
     assert all(len(row.reason) < REASON_CHARACTERS for row in rows if hasattr(row, "reason"))
 
 
-def test_dpo_train_names_what_it_set_aside(shared: Path, tmp_path: Path) -> None:
+def test_dpo_train_names_the_skipped_rows(shared: Path, tmp_path: Path) -> None:
     """Less than one percent is malformed: the run continues without these rows and names them."""
     luck = random.Random(5)
     content, kinds = planted(luck, 400, [0.93, 0.004, 0.004, 0.05, 0.012])

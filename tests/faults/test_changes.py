@@ -35,7 +35,7 @@ def edit(path: Path, old: str, new: str) -> None:
 RATE = ("learning_rate = 0.0001", "learning_rate = 0.0002")
 
 
-def test_an_edited_learning_rate_needs_the_users_word(half: RunDirectory) -> None:
+def test_an_edited_learning_rate_needs_allow_changes(half: RunDirectory) -> None:
     edit(half.profile_path, *RATE)
     before = content(half.path, "lock")
     refused = dpo("resume", half.path, cwd=half.path)
@@ -215,7 +215,7 @@ def test_each_changed_input_is_named_and_its_old_content_goes_on_elsewhere(
     assert failed.details == (changed("data.data_path"),)
     assert content(run.path, *LOGS) == before
 
-    # All of them at once, through `dpo`; then what they were, at another place.
+    # All changes at once, through `dpo`; then the old content in another place.
     for name, (change, _) in INPUTS.items():
         change(inputs / name)
     refused = dpo("resume", run.path, cwd=tmp_path)
@@ -287,7 +287,7 @@ def test_another_environment_is_told_or_refused(half: RunDirectory, what: str) -
     assert half.is_completed
 
 
-def test_what_went_on_elsewhere_is_never_exact_again(half: RunDirectory) -> None:
+def test_a_run_that_continued_elsewhere_is_never_exact_again(half: RunDirectory) -> None:
     pretend_environment(half, "threads", "16")
     assert workers.work(half, partial(stop_at, 7)) == 143
     failed = only(new_events(half, lambda: workers.work(half, None, "--exact")), Failed)

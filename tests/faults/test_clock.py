@@ -37,7 +37,7 @@ def jumped(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirecto
     return run
 
 
-def test_the_run_does_not_care(jumped: RunDirectory, whole: RunDirectory) -> None:
+def test_the_run_is_unaffected(jumped: RunDirectory, whole: RunDirectory) -> None:
     workers.assert_equal(jumped, whole)
     events = list(EventReader(jumped.events_path).read_new())
     steps = [event for event in events if isinstance(event, StepDone)]

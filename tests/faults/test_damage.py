@@ -162,7 +162,7 @@ def corruptions(
         return f"{first} for {second}"
 
     def of_another() -> str:
-        # The state has a size of its own: equal content of both steps is no damage.
+        # Files with equal content in both steps would be no damage.
         name = moments.choice([n for n in names if (other / n).read_bytes() != whole(n)])
         shutil.copyfile(other / name, checkpoint / name)
         return f"{name} of {other.name}"
@@ -283,7 +283,7 @@ def test_no_damage_to_the_log_probs_is_believed(half: RunDirectory) -> None:
         data = bytearray(whole)
         if number % 4 == 0:
             del data[moments.randrange(len(data)) :]
-        else:  # the header is small, and says what the numbers are
+        else:  # the header is small, and describes the numbers
             end = header if number % 2 else len(data)
             for _ in range(number % 3 + 1):
                 data[moments.randrange(end)] ^= 1 << moments.randrange(8)

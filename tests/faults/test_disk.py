@@ -85,7 +85,7 @@ def test_a_file_size_limit(half: RunDirectory, whole: RunDirectory, what: str) -
     assert (checkpoint, passed_over) == (before, []) or what == "the stream"
     assert "Traceback" not in half.worker_log_path.read_text()
     *_, last = EventReader(half.events_path).read_new()
-    if what != "the stream":  # which could not take it
+    if what != "the stream":  # the stream had no space for the event
         assert isinstance(last, Failed)
         assert "no space left" in last.message
         assert "file size limit" in last.remedy
@@ -112,7 +112,7 @@ def test_a_file_size_limit_that_leaves_no_room_for_words(
 
 READ_ONLY = {
     "the file system": "mount --bind runs runs && mount -o remount,ro,bind runs || exit 99",
-    # In which the lock's file can still be written, and locked.
+    # The lock file can still be written and locked there.
     "the directory": "chmod 555 runs/*",
     "the directory of the states": "chmod 555 runs/*/checkpoints",
 }
@@ -123,7 +123,7 @@ def test_a_read_only_run_is_refused_before_anything_is_loaded(
     half: RunDirectory, whole: RunDirectory, tmp_path: Path, what: str
 ) -> None:
     stream = half.events_path.read_bytes()
-    # A torch that cannot be imported: whoever tries is found out.
+    # A torch that cannot be imported, so an import would fail the test.
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
     script = f'{READ_ONLY[what]}\n{WITHOUT_PRIVILEGE} "$@"'
     result = run_in(tmp_path, mounting(script, *DPO, "resume", half.name, "--plain"))

@@ -50,7 +50,7 @@ def test_a_stream_torn_in_mid_line(half: RunDirectory, whole: RunDirectory, torn
     assert sum(isinstance(event, Resumed) for event in raw) == 2
     assert (
         sum(isinstance(event, StepDone) for event in raw) == STEPS + (8 - 6) - 1
-    )  # the torn one is no row
+    )  # the torn line is no event
 
 
 def test_sigterm_while_it_saves(half: RunDirectory, whole: RunDirectory) -> None:
@@ -94,7 +94,7 @@ def test_the_same_through_dpo_itself(shared: Path, tmp_path: Path, whole: RunDir
 
 def _during_a_save(cwd: Path, process: warm.Process) -> RunDirectory:
     """Wait until a checkpoint other than the first is being written."""
-    dead = set(cwd.glob("runs/*/checkpoints/tmp-*"))  # what a killed worker left
+    dead = set(cwd.glob("runs/*/checkpoints/tmp-*"))  # files of a killed worker
     while process.poll() is None:
         for checkpoints in cwd.glob("runs/*/checkpoints"):
             is_first = not any(checkpoints.glob("step-*"))

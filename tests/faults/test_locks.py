@@ -35,7 +35,7 @@ def test_of_twenty_that_resume_at_once_one_trains(
             )
             for _ in range(WRITERS)
         ]
-        with held(half, starts(2)):  # the first was before it was stopped
+        with held(half, starts(2)):  # the first start was before the stop
             until(lambda: sum(writer.poll() is None for writer in writers) == 1)
         outputs = {
             writer: writer.communicate(timeout=HANG_SECONDS)[0].decode() for writer in writers

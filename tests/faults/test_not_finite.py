@@ -83,7 +83,7 @@ def test_it_stops_before_the_update(
     assert "--set train.nan_policy=skip --allow-changes" in failed.remedy
     assert Run(run).steps[-1].optimizer_step == 3
 
-    # What was saved after step 3 is what step 4 began with.
+    # The checkpoint of step 3 is the start of step 4.
     newest, _ = list_checkpoints(run.checkpoints_path)
     assert newest.optimizer_step == 3
     assert (kept / WEIGHTS).read_bytes() == (newest.path / WEIGHTS).read_bytes()
@@ -95,11 +95,11 @@ def test_it_stops_before_the_update(
     assert "model.embed_tokens.weight" in facts["gradients_not_finite"]
     assert sorted(os.listdir(kept)) == [WINDOW, WEIGHTS]
 
-    # What is saved stays as it is, also when the run is resumed and comes there again.
+    # The dump stays unchanged when the resumed run reaches the step again.
     before = content(run.path, "events.jsonl", "worker.log", "lock")
     assert workers.work(run, partial(data_faults.not_finite, (4,), what)) == 1
     assert content(run.path, "events.jsonl", "worker.log", "lock") == before
-    # And with the fault gone, it goes on as if nothing had been.
+    # Without the fault, the run continues as usual.
     assert workers.work(run) == 0
     workers.assert_equal(run, whole)
 
@@ -126,7 +126,7 @@ def test_skipping_goes_on_and_resumes_to_the_same_bits(
     [kept] = (run.path / NON_FINITE_DIRECTORY).iterdir()
     assert kept.name == "step-00000001"
 
-    # Stopped behind a skipped first step (no moments yet), behind two others, and killed.
+    # Stopped after a skipped first step (no moments yet), after two others, and killed.
     halves = new_run(shared, tmp_path / "halves", **SKIP)
     for step in (1, 5):
         assert workers.work(
@@ -192,7 +192,7 @@ def test_evidence_that_finds_no_space_is_written_later(shared: Path, tmp_path: P
     assert sorted(os.listdir(kept / "step-00000004")) == [WINDOW, WEIGHTS]
 
 
-def test_evidence_is_of_the_step_that_it_is_named_by(shared: Path, tmp_path: Path) -> None:
+def test_evidence_belongs_to_the_step_in_its_name(shared: Path, tmp_path: Path) -> None:
     """A run stopped at one step, was changed, and stops at another one: the message is right."""
     run = new_run(shared, tmp_path)
     assert workers.work(run, partial(data_faults.not_finite, (4,), "nan")) == 1

@@ -80,7 +80,7 @@ class Disk:
 
     def _renamed(self, source: Path, target: Path) -> None:
         if source.name.startswith("step-"):
-            return  # an old state goes: no harm if it comes back, whole or not, behind newer ones
+            return  # a removed checkpoint may come back: newer ones take precedence
         within = [p for p in self.contents | self.entries if Path(p).is_relative_to(source)]
         is_state = target.parent == self.run.checkpoints_path
         if is_state and target.name.startswith("step-") and not target.name.endswith(".replaced"):
@@ -108,12 +108,12 @@ def disk_after(run: RunDirectory, arm: workers.Arm, directory: Path) -> Disk:
     return disk
 
 
-def test_everything_is_flushed_before_it_is_believed(shared: Path, tmp_path: Path) -> None:
+def test_files_are_flushed_before_they_are_announced(shared: Path, tmp_path: Path) -> None:
     run = workers.new_run(tmp_path, arguments(shared, epochs=1))
     disk = disk_after(run, partial(worker_faults.own_cache, tmp_path / "cache"), tmp_path)
     assert disk.states == disk.told == 4
-    # The weights of each checkpoint; the reference log-probs known by then, and those of the
-    # held-out pairs, each with a manifest; the plan, the skipped rows, COMPLETED.
+    # The weights of each checkpoint; the log-probs of the reference computed by then, and those of
+    # the held-out pairs, each with a manifest; the plan, the skipped rows, COMPLETED.
     assert disk.files == 4 + 2 * (4 + 1) + 3
 
 

@@ -91,7 +91,7 @@ def test_a_prefix_that_is_no_name_is_a_usage_error(
 @pytest.mark.parametrize(
     "query", ["../outside", "../nowhere", "/etc", "..", ".", "./x", "outside/"]
 )
-def test_what_is_no_run_is_not_resumed(
+def test_other_directories_are_not_resumed(
     tmp_path: Path, outside: Path, half: RunDirectory, query: str
 ) -> None:
     cwd = tmp_path / "cwd"
@@ -137,7 +137,7 @@ def test_a_link_is_replaced_by_the_file(
 ) -> None:
     """A file that is written whole replaces the link; the target of the link is unchanged."""
     path = half.path / name
-    if name in ("plan.json", "profile.toml"):  # are read first
+    if name in ("plan.json", "profile.toml"):  # these are read before they are written
         outside.write_bytes(path.read_bytes())
         saved = outside.read_bytes()
     else:
@@ -157,7 +157,7 @@ APPENDED = ["events.jsonl", "worker.log", "lock"]
 
 @pytest.mark.parametrize("is_dangling", [False, True])
 @pytest.mark.parametrize("name", APPENDED)
-def test_what_is_appended_to_must_be_no_link(
+def test_files_that_grow_must_not_be_links(
     half: RunDirectory, outside: Path, name: str, is_dangling: bool
 ) -> None:
     target = outside.with_name("new") if is_dangling else outside
@@ -271,7 +271,9 @@ def test_an_export_replaces_a_link_and_not_what_it_leads_to(
 ) -> None:
     file = tmp_path / "rlhf_64.pth"
     file.symlink_to(outside)
-    assert workers.call(partial(export_run, half, file, None, False)) != 0  # another's file
+    assert (
+        workers.call(partial(export_run, half, file, None, False)) != 0
+    )  # the file belongs to another program
     assert file.is_symlink()
     assert_untouched(outside)
     assert workers.call(partial(export_run, half, file, None, True)) == 0

@@ -84,7 +84,7 @@ def test_ctrl_c_twice_ends_at_once(shared: Path, tmp_path: Path, whole: RunDirec
             terminal.press("\x03")
             terminal.until(lambda: "Ctrl-C again to stop now" in terminal.raw)
             terminal.press("\x03")
-            # It stands still, so nothing but its death lets the launcher end.
+            # The worker is stopped, so only its death can end the launcher.
             assert terminal.wait() == 130
         assert is_gone(worker)
         assert f"help: Continue with: dpo resume {run.name}" in terminal.lines
@@ -151,7 +151,7 @@ def test_standard_output_is_not_read(shared: Path, tmp_path: Path, whole: RunDir
 def test_the_launcher_is_killed(shared: Path, tmp_path: Path, whole: RunDirectory) -> None:
     with started(*arguments(shared), "--plain", cwd=tmp_path, changes=hold_at(4)) as process:
         run = the_run(tmp_path)
-        with held(run, steps(4)) as worker:  # so that it cannot end of itself
+        with held(run, steps(4)) as worker:  # so that the worker cannot end by itself
             process.kill()
             until(lambda: is_gone(worker))
     assert run.holder() is None
@@ -194,7 +194,7 @@ def read_all(pipe: int) -> bytes:
 
 def fill(pipe: int) -> None:
     """Fill a pipe to the last byte."""
-    # Opened again: not to wait is a property of an open file, which `dpo` shares with `pipe`.
+    # Opened again, because O_NONBLOCK belongs to the open file, which `dpo` shares with `pipe`.
     descriptor = os.open(f"/proc/self/fd/{pipe}", os.O_WRONLY | os.O_NONBLOCK)
     for size_bytes in (4096, 1):
         with contextlib.suppress(BlockingIOError):

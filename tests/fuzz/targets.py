@@ -353,7 +353,7 @@ def _mutate_template(rng: random.Random, content: bytes) -> bytes:
 
 
 def _check_template(content: bytes, folder: Path) -> None:
-    rendering._TRIAL_SECONDS = 1  # of processor time; a hang is not the fault that is looked for
+    rendering._TRIAL_SECONDS = 1  # of CPU time; this target does not search for hangs
     _write_tokenizer(folder, _tokenizer_json(), content.decode(errors="replace"))
     _encode_one(folder)
 
@@ -504,7 +504,7 @@ def _mutate_command_line(rng: random.Random, content: bytes) -> bytes:
 
 
 def _check_command_line(content: bytes, folder: Path) -> None:
-    words = [str(word).replace("\0", "") for word in json.loads(content)]  # as of any process
+    words = [str(word).replace("\0", "") for word in json.loads(content)]  # as for any process
     (folder / "p.toml").write_text('extends = "dense"\n[model]\nweights = "missing.pth"\n')
     (folder / "rows.jsonl").write_text(json.dumps(_ROWS[0]) + "\n")
     story.write(folder / "runs", "a", *story.whole())

@@ -47,7 +47,7 @@ def exported(trained: RunDirectory) -> RunDirectory:
         assert report.newest_step == report.optimizer_step
         assert hub.repositories["models", NAME].is_private
         assert files_of(hub, NAME) == contents(report.path)
-        # The second push sends nothing that the Hub has.
+        # The second push sends no file that the Hub has.
         again = Run(trained).push(NAME)
         assert not again.is_new_export
         assert len(hub.put) == len(set(hub.put)) == 2
@@ -88,7 +88,7 @@ def test_nothing_but_the_export_is_sent(exported: RunDirectory, hub: Hub, tmp_pa
     plan = exported.read_plan()
     assert plan is not None
     for secret in (exported.name, exported.path, tmp_path, Path.home(), socket.gethostname()):
-        # A home such as / is in every text.
+        # A home directory such as / is part of every text.
         text = str(secret).removeprefix("/")
         assert not text or len(text) < 5 or text.encode() not in everything, secret
     assert b"notes of mine" not in everything

@@ -146,7 +146,7 @@ def test_an_answer_ends_at_the_last_position_of_the_model(
 def test_a_conversation_keeps_all_turns(model: Model) -> None:
     conversation = Conversation(model.speaker(), "be brief")
     first = conversation.ask("hello")
-    said = next(first) + next(first) + next(first)  # it was stopped here
+    said = next(first) + next(first) + next(first)  # the answer was stopped here
     assert conversation.messages == [
         {"role": "system", "content": "be brief"},
         *asked("hello"),

@@ -102,7 +102,7 @@ def test_a_call_ends_in_time(
     parts = Parts({"MiniMind, tiny/plain loop": None})
     monkeypatch.setattr(gpu, "_run_json", parts)
     report: dict[str, Any] = {"parts": {}}
-    # The first part had a whole call and gave no result; the second call has no time left for it.
+    # The first part had the time of a whole call and gave no result; then the time is over.
     assert gpu.run_missing(options(), report, tmp_path / "card.json", tmp_path) == 4
     assert "no result" in report["parts"]["MiniMind, tiny/plain loop"]["error"]
     assert parts.ran == ["MiniMind, tiny/plain loop", "MiniMind, tiny/dpo, cold"]

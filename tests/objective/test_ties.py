@@ -27,7 +27,7 @@ def preferred(nats: float, *tables: Tensor, reduction: Reduction = "sum") -> boo
 
 
 def test_the_bound_is_the_root_of_the_summed_squares() -> None:
-    # masked tokens have no say, and a sure token counts as one nat
+    # masked tokens do not count, and a certain token counts as one nat
     bound = ROUNDING_FACTOR * EPSILON * math.sqrt(9 + 16 + 144 + 1 + 1)
     assert not preferred(0.0)
     assert not preferred(-1.0)

@@ -69,7 +69,7 @@ def test_every_measured_point_up_to_the_cap_left_the_model_intact() -> None:
     assert below
     assert all(map(is_intact, below))
     assert all(p["first_batch_after_first_step"] > doctrine.LOW_LOSS for p in below)
-    # So did twice the cap, but one step at that rate takes its own pairs to about the limit.
+    # So did twice the cap, but one step at this rate moves its own pairs about to the limit.
     above = [p for p in MEASURED if is_proposed_loss(p) and p["rate"] == 1e-5]
     assert above
     assert all(map(is_intact, above))

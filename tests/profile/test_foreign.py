@@ -236,7 +236,7 @@ def test_swift_script() -> None:
         "eval.interval": 800,
         "launch.nproc_per_node": 2,
     }
-    # What stands behind NAME#1000 on the line is no comment.
+    # Text after NAME#1000 on the line is no comment.
     assert {"deepspeed", "save_total_limit", "dataloader_num_workers"} <= names(translation.missing)
     assert any("all rows are used, not 1000" in each for each in translation.differences)
     assert any("ModelScope" in each for each in translation.differences)

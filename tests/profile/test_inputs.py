@@ -229,7 +229,7 @@ class TestWeights:
         for key in ("weights", "reference"):
             loaded = load_profile(path, [f"model.{key}=other"]).profile
             assert getattr(loaded.model, key) == str(here / "other")
-        # A name in out_dir comes first, as ever.
+        # A name in out_dir takes precedence.
         put(folder / "out/other.pth")
         both = ["model.weights=other", f"model.out_dir={folder / 'out'}"]
         profile = load_profile(path, both).profile

@@ -64,7 +64,7 @@ def test_the_best_is_kept_beside_the_newest(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-00000002", "step-00000006"]
     commit(tmp_path, 7, state(), keep=1, best=7)
     assert names(tmp_path) == ["step-00000007"]
-    commit(tmp_path, 8, state(), keep=1, best=3)  # which is not there any more
+    commit(tmp_path, 8, state(), keep=1, best=3)  # the checkpoint is removed by then
     assert names(tmp_path) == ["step-00000008"]
 
 
@@ -260,7 +260,7 @@ def test_no_flipped_bit_anywhere_loads_other_content(tmp_path: Path) -> None:
             damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
             path.write_bytes(damaged)
             believed = find_problem(checkpoint) is None
-            # A flip in the manifest's white space changes nothing that it says.
+            # A flip in the white space of the manifest changes no value.
             assert not believed or (
                 path.name == MANIFEST and json.loads(damaged) == json.loads(whole[path])
             )

@@ -45,7 +45,9 @@ def test_no_module_of_the_working_directory_is_imported(
 @pytest.mark.parametrize("entries", ["", f"{os.pathsep}."])
 def test_dpo_itself_imports_nothing_of_the_working_directory(shadowed: Path, entries: str) -> None:
     """It holds for `python -m dpo_cli` (used by torchrun), and for an empty entry in PYTHONPATH."""
-    (shadowed / "sitecustomize.py").unlink()  # Python imports it before any code of this package
+    (
+        shadowed / "sitecustomize.py"
+    ).unlink()  # Python imports sitecustomize before any code of this package
     done = run_in(shadowed, [*DPO, "--version"], PYTHONPATH=f"{REPOSITORY}{entries}")
     assert done.returncode == 0, done.stderr
     assert not (shadowed / "imported").exists()

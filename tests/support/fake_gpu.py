@@ -298,7 +298,7 @@ def fake_gpu(
     monkeypatch.setattr(FakeTensor, "tolist", tolist)
     # torch asks for the exact class of a tensor.
     monkeypatch.setattr(clip_grad, "_has_foreach_support", lambda tensors, device: True)
-    # The recorder sees the operations of its own thread.
+    # The recorder gets only the operations of its own thread.
     monkeypatch.setattr(lookahead, "ThreadPoolExecutor", InlineExecutor)
     plain_autocast = Device.autocast
 
@@ -310,7 +310,7 @@ def fake_gpu(
 
     monkeypatch.setattr(Device, "autocast", autocast)
     device()
-    # In this thread: those of the backward pass exist for the devices that torch knew at its first.
+    # In this thread, because backward threads exist only for devices known at the first backward.
     with recorder, torch.autograd.set_multithreading_enabled(False):
         yield recorder
 

@@ -54,7 +54,7 @@ def minimind_26m(layers: int = 8) -> MiniMind:
 def architecture(name: str) -> Architecture:
     """Return one of the small MiniMind variants, or a family of transformers."""
     if name in two_layouts.ARCHITECTURES:
-        # A width of the heads that kernels support, as all real ones.
+        # A head size that kernels support, as in all real models.
         return dataclasses.replace(two_layouts.ARCHITECTURES[name], head_dim=16)
     return HuggingFace(families.build(name).config.to_dict(), {})
 

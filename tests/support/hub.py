@@ -261,7 +261,7 @@ class _Handler(BaseHTTPRequestHandler):
             words = words[1:] if kind == "datasets" else words
             name = "/".join(words[4:])
             status, headers, body = self._file(kind, words)
-        # A download that was interrupted goes on where it was.
+        # An interrupted download continues.
         if status == 200 and (wanted := self.headers.get("Range")):
             self.hub.ranges.append((name, wanted))
             start = int(wanted.removeprefix("bytes=").partition("-")[0])

@@ -50,7 +50,7 @@ def clock_jumps(jumps: dict[int, float]) -> None:
 
     def jumping(self: EventWriter, event: Event) -> None:
         nonlocal off_seconds
-        # The event took its time when it was made, by a reference to the true clock.
+        # Events take their time from a reference to the true `time.time`.
         append(self, replace(event, time=event.time + off_seconds))
         if isinstance(event, StepDone):
             off_seconds = jumps.get(event.optimizer_step, off_seconds)

@@ -52,7 +52,7 @@ def main() -> int:
     )
     started = WorkerStarted(pid=os.getpid(), device="cpu", device_name="", dtype="", versions={})
     tell(run, started)
-    if mode == "early":  # as a process that does not listen yet
+    if mode == "early":  # like a process without signal handlers yet
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     while len(list(run.glob(f"rank-*-{ATTEMPT}"))) < int(os.environ["WORLD_SIZE"]):
         time.sleep(0.02)

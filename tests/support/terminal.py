@@ -81,7 +81,7 @@ class Terminal:
     @property
     def picture(self) -> list[str]:
         """Return the lines of the newest complete picture; [] if there is none."""
-        # One begins at the top left, and is whole when the next begins.
+        # A picture starts at the top left, and is complete when the next one starts.
         pictures = self.raw.split("\x1b[H")[1:]
         return _plain(pictures[-1]).split("\n") if pictures else []
 
@@ -132,7 +132,7 @@ class Terminal:
     def wait(self) -> int:
         """Wait for the end of the process and of the output; return the exit code."""
         code = self.process.wait(HANG_SECONDS)
-        # A terminal keeps the order: once these bytes are read, so is all that came before them.
+        # A terminal keeps the order, so all earlier output has been read after these bytes.
         os.write(self._slave, _DRAINED)
         self.until(lambda: _DRAINED in self._output)
         self._output = self._output.replace(_DRAINED, b"")

@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.support.forks import forked
 
-# What Python, torch and its libraries read when they start: a fork has read it already.
+# Python, torch and libraries read these variables when they start; a fork has read them already.
 _READ_AT_THE_START = ("PYTHON", "OMP_", "MKL_", "ATEN_", "KMP_", "GOMP_", "TORCH", "CUDA", "LD_")
 
 
@@ -102,7 +102,7 @@ def _command_line(
     from dpo_cli.training.worker import fork_worker
 
     null = os.open(os.devnull, os.O_RDONLY)
-    # Two descriptors of one file append, so that neither overwrites what the other wrote.
+    # Two descriptors of one file append, so that neither overwrites output of the other.
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     opened = [os.open(path, flags, 0o600) for path in outputs]
     for source, target in zip((null, *opened), (0, 1, 2), strict=True):

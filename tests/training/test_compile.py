@@ -37,7 +37,7 @@ def test_compiled_blocks_give_the_same_gradients(name: str) -> None:
     plain = gradients(name, is_compiled=False)
     compiled = gradients(name, is_compiled=True)
     for ours, expected in zip(compiled, plain, strict=True):
-        # A router whose one expert counts fully has a gradient of rounding alone.
+        # A router with one expert of weight 1 has a gradient of rounding errors only.
         assert (ours - expected).norm() <= 1e-5 * expected.norm() + 1e-7
     # A graph for each kind of module and shape, none for each length.
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]

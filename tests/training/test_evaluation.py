@@ -127,7 +127,7 @@ def test_three_ranks_evaluate_as_one(shared: Path, tmp_path: Path, alone: RunDir
     assert [(event.step, event.pairs) for event in ours] == [(e.step, e.pairs) for e in expected]
     assert ours[0].metrics == expected[0].metrics
     assert ours[0].groups == expected[0].groups
-    # Sums of gradients in another order: from the first step on all but the last bits are the same.
+    # Gradients are summed in another order, so after the first step the last bits differ.
     assert ours[-1].metrics == pytest.approx(expected[-1].metrics, abs=1e-6)
 
 
@@ -190,7 +190,7 @@ def test_step_0_evaluation_uses_the_cached_reference(
         ]
     steps, held_out = modes[2].count("training"), modes[2].count("evaluation")
     assert modes[2] == ["training"] * steps + ["evaluation"] * held_out
-    # Of the reference every row of the one epoch, and each held-out row, once.
+    # The reference computes each row of the epoch, and each held-out row, once.
     assert modes[1].count("evaluation") == steps + 2 * held_out
 
 

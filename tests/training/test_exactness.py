@@ -47,7 +47,7 @@ def compare_over_20_steps(make_scorer: Callable[[Layout], ResponseScorer], **dpo
             assert ours.metrics[figure] == pytest.approx(value, abs=1e-8, rel=BOUND), figure
     for ours, expected in zip(packed.gradients, padded.gradients, strict=True):
         assert (ours - expected).abs().max() < BOUND
-    # The comparison means something: the weights moved, and every step saw new losses.
+    # Precondition: the weights moved, and every step had new losses.
     assert len({step.losses for step in packed.steps}) == 20
     assert max(gradient.norm() for gradient in packed.gradients) > 1e-2
 
@@ -110,7 +110,7 @@ def test_a_steps_gradients_in_float32(name: str) -> None:
         trainer = make_trainer(FLOAT32[name], layout, Recorder(), dtype=torch.float32)
         indices = trainer.inputs.order.micro_batches_of(0)[0]
         batch = trainer.inputs.batches.make_batch(trainer.inputs.pairs, indices)
-        if "moe" in name:  # a tie would be broken by rounding, and the gradients be others
+        if "moe" in name:  # rounding would decide a tie, and the gradients would differ
             assert smallest_routing_margin(trainer.policy, batch) > 1e-5
         pairs, balance = trainer.score(batch, trainer.reference.token_logps(indices, batch))
         (pairs.losses.mean() + (0.0 if balance is None else 0.1 * balance)).backward()

@@ -79,7 +79,7 @@ def test_seed_accumulation_up_to_its_leak(shared: Path, tmp_path: Path, layout: 
     assert_grad_norms(run, recorded, updates=updates_per_epoch)
     assert recorded["optimizer_updates"] == 2 * updates_per_epoch
     assert [step.step for step in run.steps] == [2, 4, 6, 7, 9, 11, 13, 14]
-    # The flushed window moves the weights, so the second epoch's losses are others.
+    # The step at the end of the epoch moves the weights, so later losses differ.
     later = [step["loss"] for step in recorded["steps"][per_epoch:]]
     differences = [abs(a - b) for a, b in zip(run.losses[per_epoch:], later, strict=True)]
     assert DENSE_LOSS < max(differences) < 5e-3

@@ -100,8 +100,8 @@ def test_kahan_summation_follows_float64(kind: str, schedule: str, plain_error: 
 
     assert error(plain) == pytest.approx(plain_error, rel=0.1)
     assert error(kahan_summation.double() + compensation.double()) < 1e-5
-    # The weight that the model computes with is the float32 number nearest to its master: half a
-    # spacing off at most, once, however many steps there were.
+    # The model computes with the float32 number nearest to the exact weight: at most half a spacing
+    # off, once, after any number of steps.
     assert error(kahan_summation) < error(plain) / 8
     assert torch.equal((kahan_summation.double() + compensation.double()).float(), kahan_summation)
 

@@ -78,7 +78,7 @@ def log_probs(model: transformers.PreTrainedModel, profile: Path) -> Tensor:
         seed=0,
     )
     model.eval().set_attn_implementation("eager")
-    model.config._attn_implementation = "eager"  # where the code has no other
+    model.config._attn_implementation = "eager"  # if the code has no other attention
     found = []
     for side in (side for pair in pairs for side in (pair.chosen, pair.rejected)):
         with torch.no_grad():
@@ -194,7 +194,9 @@ def own_precision(folder: Path) -> None:
     assert nearest.retention is not None
     assert nearest.retention.kept < 0.9
     assert report.size_bytes == sum(path.stat().st_size for path in place.iterdir())
-    assert export_run(run, place, "float32", False).dtype == "float32"  # replaces its own export
+    assert (
+        export_run(run, place, "float32", False).dtype == "float32"
+    )  # replaces an earlier export of this run
     (place / "README.md").write_text("somebody's")
     assert "this run did not write it" in refused(run, place, None, False)
     export_run(run, place, None, True)

@@ -147,7 +147,7 @@ def test_entropies_are_cached_with_the_log_probs(tmp_path: Path) -> None:
     both, loaded = reference(path, with_entropies=True)
     batch = cast(PackedBatch, make_batch([PAIRS[0], PAIRS[1]], "packed", max_seq_len=0))
     scores = both.scores((0, 1), batch)
-    assert len(loaded) == 1  # log-probs alone were not enough
+    assert len(loaded) == 1  # entropies are needed too
     assert scores.entropies is not None
     assert scores.entropies.tolist() == [[5, 5.5, 0], [5, 0, 0], [25, 25.5, 26], [25, 0, 0]]
     assert torch.equal(scores.entropies, -scores.token_logps / 2)

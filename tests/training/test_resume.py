@@ -52,7 +52,7 @@ def real_run(shared: Path, folder: Path) -> list[str]:
 
 def commands(shared: Path, folder: Path, case: str) -> list[str]:
     return {
-        # dropout draws random numbers, so that theirs is part of the state
+        # dropout uses random numbers, so their state matters
         "dense, dropout, accumulation": lambda: golden_run(
             *(shared, "seed", False),
             **{"model.dropout": 0.1, "train.accumulation_steps": 2, **SHORTER},
@@ -112,7 +112,7 @@ def test_stopped_twice_and_resumed(shared: Path, tmp_path: Path, case: str) -> N
     uninterrupted, resumed = Run(whole), Run.only(parts)
     resumptions = [event for event in resumed.events if isinstance(event, Resumed)]
     assert len(resumptions) == 2
-    assert resumptions[0].optimizer_step >= 7  # it went on, and did not begin again
+    assert resumptions[0].optimizer_step >= 7  # the run continued instead of starting over
     assert resumptions[1].optimizer_step >= 15
     assert resumed.metric_rows == uninterrupted.metric_rows
     assert resumed.files() == uninterrupted.files()
@@ -214,7 +214,7 @@ def test_a_run_from_start_to_file(shared: Path, tmp_path: Path) -> None:
     assert 0 < mean < largest < 0.05
     assert "python eval_model.py --model_mode 2 --out_dir" in exported.stdout
 
-    # Its own file may be renewed, another's not.
+    # It may replace its own file, but no other.
     assert dpo("export", "mine", cwd=tmp_path).returncode == 0
     path.write_bytes((shared / "checkpoints/full_sft_256_moe.pth").read_bytes())
     other = dpo("export", "mine", cwd=tmp_path)
@@ -294,7 +294,7 @@ def test_in_the_background_and_stopped_from_elsewhere(shared: Path, tmp_path: Pa
         time.sleep(0.1)
     second = dpo("resume", run.directory.name, cwd=tmp_path)
     assert second.returncode == 1
-    assert "process" in second.stderr  # who trains it already
+    assert "process" in second.stderr  # the process that trains the run already
     stopped = dpo("stop", cwd=tmp_path)
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert "dpo resume" in stopped.stdout

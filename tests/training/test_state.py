@@ -65,7 +65,7 @@ def test_restored_state_continues_bit_for_bit(
         scaler=no_scaler(),
         optimizer_step=3,
     )
-    # The small tensors of these models have larger factors, and no state of 8 bits.
+    # Small tensors have larger factors with adafactor, and no 8-bit state with adamw8bit.
     if train.optimizer not in ("adafactor", "adamw8bit"):
         saved = sum(
             tensor.numel() * tensor.element_size()

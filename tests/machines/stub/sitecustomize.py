@@ -28,7 +28,7 @@ from typing import Any
 
 PLATFORM = os.environ.get("DPO_TEST_PLATFORM", "")
 
-# What macOS and Windows lack: https://docs.python.org/3/library/os.html, "Availability".
+# Functions that macOS and Windows lack: https://docs.python.org/3/library/os.html, "Availability".
 _NOT_ON_MACOS = {
     "os": r"memfd_create|MFD_.*|sched_(get|set).*|SCHED_(BATCH|IDLE|RESET).*|posix_f.*|POSIX_FADV.*"
     r"|pipe2|eventfd.*|EFD_.*|splice|SPLICE.*|copy_file_range|O_(PATH|TMPFILE|DIRECT|NOATIME|RSYNC)"
@@ -66,7 +66,12 @@ _MISSING_MODULES = {
 }
 _HIDDEN = ("/proc", "/sys")
 _OURS = "dpo_cli"
-_open, _stat, _listdir, _readlink = open, os.stat, os.listdir, os.readlink  # these hide nothing
+_open, _stat, _listdir, _readlink = (
+    open,
+    os.stat,
+    os.listdir,
+    os.readlink,
+)  # the stub hides nothing of these
 
 
 class Proxy(types.ModuleType):

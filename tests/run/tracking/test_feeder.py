@@ -115,7 +115,9 @@ def test_a_tracker_that_can_go_back_gets_repeated_steps(
     ]
     assert listener.told[-2].metrics["train/loss"] == 9.0
     tell(run, saved(4))
-    feed(run, {"a": listener})  # the resume that it has heard of does not count again
+    feed(
+        run, {"a": listener}
+    )  # a resume that the feeder has already processed does not count again
     assert logged(listener) == [1, 2, 3, 4, 3, 4]
 
 

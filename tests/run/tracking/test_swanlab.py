@@ -71,7 +71,9 @@ def test_nothing_private_is_in_what_would_be_uploaded(run: RunDirectory) -> None
     feed(run)
     for file in _files(run):
         content = file.read_bytes()
-        if file.suffix == ".swanlab":  # it names its own files, and uploads their names alone
+        if (
+            file.suffix == ".swanlab"
+        ):  # SwanLab chooses the names of its files, and uploads only the names
             content = content.replace(str(file.parent).encode(), b"")
         for private in private_words(run.path.parent):
             assert private not in content, (file, private)

@@ -37,7 +37,7 @@ def no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    wandb.teardown()  # what it has heard of a server and a login
+    wandb.teardown()  # cached settings of a server and a login
 
 
 def feed(run: RunDirectory, **track: bool) -> None:

@@ -407,7 +407,7 @@ def sampled(step_number: int, *answers: str) -> Sampled:
     return Sampled(step=step_number, optimizer_step=step_number, samples=samples, seconds=1.0)
 
 
-def test_answers_that_repeat_before_training_give_no_alert() -> None:
+def test_answers_that_repeat_before_training_have_their_own_alert() -> None:
     broken, whole = "- " * 40, "The mill grinds corn for the whole village every morning."
     [alert] = AlertRules(FACTS).take(sampled(0, broken, broken))
     assert alert.code == "start-repeats"

@@ -102,7 +102,7 @@ def test_errors_have_message_details_and_remedy(
 
 
 @pytest.mark.parametrize("argument", ["format", "dtype", "rounding"])
-def test_an_error_of_export_lists_the_choices_of_an_argument(argument: str, tmp_path: Path) -> None:
+def test_an_error_of_export_names_the_argument(argument: str, tmp_path: Path) -> None:
     run = dpo_cli.Run(RunDirectory(tmp_path))
     with pytest.raises(UsageError, match=f"{argument} = 'fp16'") as caught:
         run.export(**{argument: "fp16"})

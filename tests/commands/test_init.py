@@ -373,7 +373,7 @@ def test_a_profile_is_never_written_over_without_force(dpo: Cli) -> None:
 
 
 @pytest.mark.parametrize("name", ["../my", "", ".toml", "a/b"])
-def test_a_name_with_a_path_is_refused(dpo: Cli, name: str) -> None:
+def test_a_name_that_is_no_file_name_is_refused(dpo: Cli, name: str) -> None:
     assert dpo("init", name)[0] == 2
     assert not Path("profiles").exists()
 

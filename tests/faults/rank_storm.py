@@ -21,26 +21,26 @@ from tests.support import rank_faults, ranks, workers
 from tests.support.cli import set_options
 from tests.support.process_faults import descendants, is_gone, started, starts
 
-_STEPS_AN_EPOCH = 6
-_MOST_STEPS_A_LIFE = 4
-_ORPHAN_SECONDS = 2.0  # on a quiet machine, which a storm needs
+_STEPS_PER_EPOCH = 6
+_MAX_STEPS_PER_START = 4
+_ORPHAN_SECONDS = 2.0  # on an idle machine, which a storm needs
 
 
 def stops(shared: Path, root: Path, count: int, seed: int) -> None:
     """Stop a run of two ranks `count` times by a SIGTERM to one of them, and let it end.
 
     Args:
-        shared: the golden files.
-        root: where the run and its undisturbed twin go.
-        count: stops; each comes while all train.
-        seed: of the moments.
+        shared: folder of the golden files.
+        root: folder of the run and of an undisturbed run.
+        count: number of stops; each comes while all ranks train.
+        seed: seed of the random moments.
 
     Raises:
-        AssertionError: ranks left at different steps or with other weights, or the run did not end
-            as its twin.
+        AssertionError: ranks stopped at different steps or with different weights, or the run
+            differs from the undisturbed one.
     """
     moments = random.Random(seed)
-    epochs = -(-(count * _MOST_STEPS_A_LIFE + 2) // _STEPS_AN_EPOCH)
+    epochs = -(-(count * _MAX_STEPS_PER_START + 2) // _STEPS_PER_EPOCH)
     keys = set_options({"train.accumulation_steps": 1})
     run, twin = (
         workers.new_run(root / name, [*arguments(shared, epochs), *keys])
@@ -50,7 +50,7 @@ def stops(shared: Path, root: Path, count: int, seed: int) -> None:
     for _ in range(count):
         notes = Path(tempfile.mkdtemp(dir=root))
         group = ranks.start(run, 2, partial(rank_faults.note, notes))
-        workers.until_step(run, reached + moments.randint(1, _MOST_STEPS_A_LIFE - 2))
+        workers.until_step(run, reached + moments.randint(1, _MAX_STEPS_PER_START - 2))
         time.sleep(moments.uniform(0, 0.03))
         os.kill(group.processes[moments.randrange(2)].pid or 0, signal.SIGTERM)
         assert group.wait() == [0, 0]
@@ -75,7 +75,7 @@ def kill_launcher(
     """Resume a run with two ranks, kill the launcher, and require that all processes end.
 
     Raises:
-        AssertionError: a process outlives the launcher by `orphan_seconds`, or holds the lock.
+        AssertionError: a process outlives the launcher by `orphan_seconds`, or keeps the lock.
     """
     begun = sum(1 for _ in EventReader(run.events_path).read_new())
     with started("resume", str(run.path), "--plain", cwd=cwd) as launcher:

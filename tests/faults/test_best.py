@@ -94,7 +94,7 @@ def test_killed_before_and_after_the_best(
     assert states[0] == states[1]
 
 
-def test_the_best_checkpoint_can_be_exported_and_evaluated(copied: RunDirectory) -> None:
+def test_export_and_resume_after_patience_is_used_up(copied: RunDirectory) -> None:
     best, cwd = best_step(copied), copied.path.parent.parent
     out = cwd / "best.pth"
 

@@ -189,7 +189,7 @@ ERRORS: dict[str, tuple[list[str], dict[str, Any], str, str, str]] = {
 
 
 @pytest.mark.parametrize("case", ERRORS)
-def test_the_choices_are_listed_if_a_name_is_missing(case: str) -> None:
+def test_wrong_selections_are_errors_with_a_remedy(case: str) -> None:
     files, metadata, name, message, remedy = ERRORS[case]
     wanted, _, split = name.partition("/")
     with pytest.raises(DpoError) as caught:

@@ -120,7 +120,7 @@ class Record:
 
     Attributes:
         kernels: operations that start one, by name.
-        places: the same by the innermost line of the program or a library.
+        places: the same, by the innermost line of the program or of a library.
         waits: places where the CPU waits for the device, or for a blocking copy.
         copies: copies to the device that do not block, by place.
         mixes: operations on tensors of both devices.
@@ -269,9 +269,9 @@ def fake_gpu(
     """Make the program compute on the fake device within this context; yield the recorder.
 
     Args:
-        monkeypatch: for the time of the test.
-        capability: of an NVIDIA GPU.
-        like: the device has what this one has: kernels of CUDA, or no float64 as Apple's.
+        monkeypatch: fixture of the test.
+        capability: compute capability of an NVIDIA GPU.
+        like: kind of the device: with the kernels of CUDA, or without float64 as Apple's ("mps").
     """
     recorder = Recorder(has_float64=like != "mps")
     if like == "mps":

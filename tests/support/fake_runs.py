@@ -95,10 +95,10 @@ def fake_trainer(
     """Build a trainer on the fake GPU, by `build_trainer`; call it within `fake_gpu`.
 
     Args:
-        shape: architecture, with random weights.
-        directory: of the run.
+        shape: architecture; the weights are random.
+        directory: directory of the run.
         dtype: of the forward and backward pass on the fake GPU.
-        device: another device.
+        device: device to use instead.
         pairs, held_out: number of pairs.
         lengths: tokens of the prompt, and of both answers.
         train: keys of [train]; with the prefixes `model__` and `dpo__` those of other tables.

@@ -62,14 +62,14 @@ def orphan(kind: str, run: RunDirectory, delay: float = 0.0) -> float:
 
     Args:
         kind: a key of `KINDS`.
-        run: a run that nothing trains; with trackers for "trackers".
+        run: run without a worker; with trackers for "trackers".
         delay: seconds between the start of the child and its stop.
 
     Returns:
         The seconds until the child has ended.
 
     Raises:
-        AssertionError: it lives on, or holds the lock of the run.
+        AssertionError: the child does not end, or keeps the lock of the run.
     """
     script = f"{_BEGIN}\n{KINDS[kind]}\n{_END}"
     command = [sys.executable, "-c", script, str(run.path), str(delay)]

@@ -72,8 +72,8 @@ def started(
     """Run a real `dpo` in its own process, and end the process with the block.
 
     Args:
-        arguments, cwd, stdout: of the process.
-        changes: to its environment, for example `hold_at`.
+        arguments, cwd, stdout: settings of the process.
+        changes: changes to the environment, for example `hold_at`.
     """
     process = subprocess.Popen(
         [*DPO, *arguments],
@@ -102,7 +102,7 @@ def until(condition: Callable[[], object], seconds: float = HANG_SECONDS) -> Non
     """Wait until a condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it never came"
+        assert time.monotonic() < deadline, "the condition never held"
         time.sleep(0.005)
 
 
@@ -139,8 +139,8 @@ def held(run: RunDirectory, is_reached: Callable[[list[Event]], object]) -> Iter
     """Wait until the worker of a run with `hold_at` is stopped; continue it after the block.
 
     Args:
-        run: the run.
-        is_reached: holds from the step at which the worker stops itself.
+        run: run with a worker under `hold_at`.
+        is_reached: condition that holds from the step at which the worker stops itself.
     """
     workers.until(run, is_reached)
     pid = worker_of(run)
@@ -166,8 +166,8 @@ def kill_parent(process: subprocess.Popen[bytes], *, hold_children: bool) -> lis
     """Kill a process; return its descendants, which must end by themselves.
 
     Args:
-        process: to kill.
-        hold_children: let the descendants stand still until it is dead, whatever they were at.
+        process: process to kill.
+        hold_children: pause the descendants until the process is dead.
     """
     process.send_signal(signal.SIGSTOP)  # so that it starts no other child
     until(lambda: _status(process.pid, "State")[:1] in ("T", "Z", ""))

@@ -24,8 +24,8 @@ class Group:
     """Processes with the ranks 0, 1, ... of a group.
 
     Args:
-        size: how many.
-        body: what each does, told its rank.
+        size: number of processes.
+        body: function that each process runs, given its rank.
     """
 
     def __init__(self, size: int, body: Callable[[int], object]) -> None:

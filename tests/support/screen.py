@@ -13,7 +13,7 @@ class Screen:
     """Lines on a screen, including those that were scrolled away.
 
     Args:
-        columns, rows: of the terminal.
+        columns, rows: size of the terminal.
     """
 
     def __init__(self, columns: int, rows: int) -> None:

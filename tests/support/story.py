@@ -259,8 +259,8 @@ def contender(settings: dict[str, Any], lead: float = 0.0, pairs: int = 40) -> I
 
     Args:
         settings: tables that replace those of the plan.
-        lead: of the held-out accuracy.
-        pairs: held out.
+        lead: lead of the held-out accuracy.
+        pairs: number of held-out pairs.
     """
     plan = dataclasses.replace(PLAN, settings=SETTINGS | settings)
     for event in whole():

@@ -34,9 +34,9 @@ class Process:
     """A running `dpo`, with the methods of `subprocess.Popen[str]` that tests use.
 
     Args:
-        arguments: of the command line.
-        cwd, environment: of the process.
-        one_output: standard error goes to standard output.
+        arguments: arguments of the command line.
+        cwd, environment: settings of the process.
+        one_output: merge standard error into standard output.
     """
 
     def __init__(

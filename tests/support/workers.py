@@ -143,10 +143,10 @@ def assert_little_lost(run: RunDirectory, kills: int, steps: int, save_steps: in
     """Assert that each start continued from the last checkpoint, never from scratch.
 
     Args:
-        run: that was killed and resumed.
-        kills: how often.
-        steps: the optimizer steps of the uninterrupted run.
-        save_steps: optimizer steps from one save to the next, at most.
+        run: run that was killed and resumed.
+        kills: number of kills.
+        steps: optimizer steps of the uninterrupted run.
+        save_steps: largest number of optimizer steps between two saves.
     """
     events = list(EventReader(run.events_path).read_new())
     executed = sum(isinstance(event, StepDone) for event in events)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import tomllib
 from pathlib import Path
@@ -209,3 +210,13 @@ def test_profiles_on_the_pages_are_valid() -> None:
                     TABLES[table].model_validate({**required.get(table, {}), **values})
                     found += 1
     assert found > 10
+
+
+def test_losses_by_margin() -> None:
+    """The table of flat-loss.md: -log sigmoid(beta * margin * tokens)."""
+    page = (REPOSITORY / "docs/flat-loss.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d\S*) \| (\d\S*) \| (\d\S*) \| (\d\S*) \|$", page, re.MULTILINE)
+    assert len(rows) == 4
+    for margin, *losses in rows:
+        scales = (0.1, 5, 0.1 * 200)
+        assert losses == [f"{math.log1p(math.exp(-s * float(margin))):.4f}" for s in scales]

@@ -82,7 +82,6 @@ def long_runs(run: Path, folder: Path, steps: int) -> Iterator[tuple[str, dict[s
     for words in (
         ("runs",),
         ("show", "first"),
-        ("watch", "first", "--plain"),
         ("compare", "first", "second", "--width", "160", "--height", "50"),
         ("report", "first", "--out", "report.html"),
         ("plot", "first", "--out", "plot.svg"),

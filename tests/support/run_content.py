@@ -16,7 +16,7 @@ ALERTS_OF_LOAD = ("cpu-contention", "slow")
 
 
 def content(directory: Path, *but: str) -> Content:
-    """Every file under a directory, by its path; what links lead to is not looked at."""
+    """Return the content of each file under a directory by path; links are not followed."""
     return {
         path.relative_to(directory).as_posix(): path.read_bytes()
         for path in sorted(directory.rglob("*"))
@@ -25,7 +25,7 @@ def content(directory: Path, *but: str) -> Content:
 
 
 def new_events(run: RunDirectory, act: Callable[[], object]) -> list[Any]:
-    """What `act` adds to the stream."""
+    """Return the events that `act` adds to the stream."""
     reader = EventReader(run.events_path)
     list(reader.read_new())
     act()

@@ -161,6 +161,18 @@ def test_the_terminal_side_loads_no_torch() -> None:
     assert not heavy
 
 
+def test_dpo_data_loads_no_models() -> None:
+    """The models of transformers take three seconds to import; `dpo data` shows a row in two."""
+    paths = {name_of(path): path for path in modules()}
+    loaded, found = ["dpo_cli.checks.data_browser"], set()
+    while loaded:
+        found.add(loaded.pop())
+        known = {name for each in found for name in imports(paths[each], top_level_only=True)}
+        loaded = sorted((known & set(paths)) - found - {"dpo_cli"})
+    assert "dpo_cli.data.tokens" in found
+    assert not {name for name in found if name.startswith("dpo_cli.models.")}
+
+
 def test_the_mathematics_depends_on_tensors_only() -> None:
     for path in (PACKAGE / "objective").glob("*.py"):
         roots = {name.split(".")[0] for name in imports(path, top_level_only=False)}

@@ -72,7 +72,8 @@ def test_number_of_pairs_that_would_make_a_difference_significant(ahead: int, be
     assert binomial_p(round(ahead * times * 0.85), round(behind * times * 0.85)) > 0.045
     settled = compare_accuracies(*split(ahead * 20, behind * 20, 0))
     assert settled.more_pairs == 0
-    assert compare_accuracies(*split(5, 5, 90)).more_pairs is None
+    for near in ((5, 5), (51, 49)):
+        assert compare_accuracies(*split(*near, 90)).more_pairs is None
 
 
 def test_a_repeated_prompt_counts_once() -> None:
@@ -92,9 +93,10 @@ def test_interval_of_a_mean_is_that_of_a_paired_t_test() -> None:
     assert (estimate.low, estimate.high) == pytest.approx((3.7 - half, 3.7 + half))
     assert estimate.is_significant
     assert estimate.more_pairs == 0
-    apart = estimate_mean([2.0, -1.0, 1.0, -1.5])
+    apart = estimate_mean([2.0, -1.0, 1.0, 0.0])
     assert not apart.is_significant
     assert apart.more_pairs == math.ceil(4 * ((apart.high - apart.mean) / apart.mean) ** 2 - 4)
+    assert estimate_mean([2.0, -1.0, 1.0, -1.5]).more_pairs is None  # 441 times as many
     single = estimate_mean([1.0, 2.0], [0, 0])
     assert (single.low, single.high, single.more_pairs) == (-math.inf, math.inf, None)
     assert estimate_mean([math.nan, 1.0]).low == -math.inf

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.run.events import Alert, EventReader, Failed, Resumed
+from dpo_cli.run.events import EventReader, Failed, Resumed
 from tests.faults.conftest import arguments
 from tests.support import workers
 from tests.support.cli import Run, dpo, set_options
-from tests.support.run_content import content, new_events, only
+from tests.support.run_content import alerts_of, content, new_events, only
 from tests.support.worker_faults import stop_at
 
 LOGS = ("events.jsonl", "worker.log", "lock")
@@ -280,7 +280,7 @@ def test_another_environment_is_told_or_refused(half: RunDirectory, what: str) -
     assert content(half.path, *LOGS) == before
 
     events = new_events(half, lambda: workers.work(half))
-    alert = only(events, Alert)
+    [alert] = alerts_of(events)
     assert alert.code == "other-environment"
     assert says in alert.message
     assert only(events, Resumed).optimizer_step == 5
@@ -307,5 +307,5 @@ def test_dpo_resume_exact_refuses_another_number_of_threads(half: RunDirectory) 
 def test_in_the_same_environment_exact_goes_on(half: RunDirectory, whole: RunDirectory) -> None:
     """Negative control: there is no alert, and the run ends equal."""
     events = new_events(half, lambda: workers.work(half, None, "--exact"))
-    assert not [event for event in events if isinstance(event, Alert)]
+    assert not alerts_of(events)
     workers.assert_equal(half, whole)

@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from dpo_cli.data.places import NO_PLACES
 from dpo_cli.run.checkpoints import list_checkpoints
 from dpo_cli.run.directory import NON_FINITE_DIRECTORY, RunDirectory
-from dpo_cli.run.events import Alert, Event, EventReader, Failed, StepDone, history
+from dpo_cli.run.events import Event, EventReader, Failed, StepDone, history
 from dpo_cli.training.nan_dump import has_nan_dump
 from tests.faults.conftest import STEPS, arguments
 from tests.support import data_faults, worker_faults, workers
 from tests.support.cli import Run, dpo, set_options
-from tests.support.run_content import content, only
+from tests.support.run_content import alerts_of, content, only
 
 WINDOW, WEIGHTS = "global_batch.json", "weights.safetensors"
 EACH_STEP = {"train.save_interval": 1}
@@ -115,7 +115,7 @@ def test_skipping_goes_on_and_resumes_to_the_same_bits(
     assert len(steps) == STEPS
     assert [step.optimizer_step for step in steps if step.is_skipped] == [1, 4, 5, 9]
     assert steps[0].metrics["weights_moved"] == 0
-    alerts = [event for event in events(run) if isinstance(event, Alert)]
+    alerts = alerts_of(events(run))
     alerts = [alert for alert in alerts if alert.code != "tokenizer-mismatch"]  # untrained weights
     assert [alert.code for alert in alerts] == ["not-finite"] * 4
     for alert, step in zip(alerts, (1, 4, 5, 9), strict=True):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -20,8 +23,9 @@ from dpo_cli.data.row_writers import Layout
 from dpo_cli.data.sources import Source
 from dpo_cli.data.tokens import EncodedRows
 from dpo_cli.errors import DpoError
-from dpo_cli.hub.datasets import fetch_data, fetch_first
-from tests.support.hub import Hub, use_here
+from dpo_cli.hub.datasets import fetch_data, fetch_first, find_data
+from tests.support.cli import HANG_SECONDS
+from tests.support.hub import Hub, cached, use_here, wait_until_cached
 from tests.support.hub_shapes import SHAPES, orca_pairs, readme, ultrafeedback_binarized
 from tests.support.written import Row, jsonl
 
@@ -167,6 +171,35 @@ def test_unavailable_data_sets_are_errors(name: str, hub: Hub) -> None:
     assert message in caught.value.message
     assert remedy in caught.value.remedy
     assert "script.py" not in hub.bodies
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_killed_download_goes_on_with_the_missing_files(
+    shape: str, hub: Hub, rows: list[Row], tmp_path: Path
+) -> None:
+    """The process is killed in the middle of the last file; the earlier ones have arrived."""
+    pytest.importorskip("pyarrow")
+    make, name, _ = SHAPES[shape]
+    files = make(rows)
+    hub.push("them/set", files)
+    *earlier, last = find_data(name).files
+    hub.cut[last] = len(files[last]) // 2
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            fetch_data(name)
+        os._exit(1)
+    assert hub.stalled.wait(HANG_SECONDS)
+    for file in earlier:
+        wait_until_cached(tmp_path / "home", file)
+    os.kill(child, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert not cached(tmp_path / "home", last)
+    hub.cut.clear()
+    hub.go_on.set()
+    found = fetch_data(name)
+    assert [path.read_bytes() for path in found.paths] == [files[file] for file in found.files]
+    assert {file: hub.bodies.count(file) for file in earlier} == dict.fromkeys(earlier, 1)
 
 
 def test_names_that_are_patterns_are_names(hub: Hub) -> None:

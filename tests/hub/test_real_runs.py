@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 import dpo_cli
 from tests.support.cli import DPO, HANG_SECONDS, Run, run_in
 from tests.support.cli import environment as own_environment
-from tests.support.hub import Hub, environment, running, use_here
+from tests.support.hub import Hub, environment, running, use_here, wait_until_cached
 from tests.support.hub_shapes import ultrafeedback_binarized
 from tests.support.small_runs import golden_settings, small_run
 from tests.support.written import Row
@@ -24,13 +23,6 @@ def dpo(cwd: Path, hub: Hub, *words: str) -> subprocess.CompletedProcess[str]:
     done = run_in(cwd, [*DPO, *words], **environment(hub.url, cwd / "home"))
     assert done.returncode == 0, done.stderr + done.stdout
     return done
-
-
-def wait_for(cwd: Path, pattern: str) -> None:
-    until = time.monotonic() + HANG_SECONDS
-    while not list(cwd.glob(pattern)):
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def test_a_run_is_started_killed_resumed_and_its_commit_kept(
@@ -50,7 +42,7 @@ def test_a_run_is_started_killed_resumed_and_its_commit_kept(
             stderr=subprocess.DEVNULL,
         )
         assert hub.stalled.wait(HANG_SECONDS)
-        wait_for(tmp_path, "home/hub/datasets--*/snapshots/*/data/train_prefs-00000*")
+        wait_until_cached(tmp_path / "home", "data/train_prefs-00000*")
         process.kill()
         process.wait()
         assert not (tmp_path / "runs").exists()

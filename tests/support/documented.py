@@ -24,6 +24,25 @@ def shell_lines(page: Path) -> list[str]:
     return [re.sub(r"\s{2,}#.*$", "", line) for line in lines if line.split(" ")[0] in _PROGRAMS]
 
 
+def code_lines(page: Path) -> list[str]:
+    """The lines of all blocks of code of a page, fenced or indented, without comments."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```.*?\n(.*?)^```$|^((?: {4}[^\n]*\n)+)", text, re.MULTILINE | re.DOTALL)
+    lines = "".join(fenced or indented for fenced, indented in blocks).splitlines()
+    return [line for line in (re.sub(r"(^|\s+)#\s.*$", "", each) for each in lines) if line]
+
+
+def headings(page: Path) -> list[str]:
+    """The anchors of the headings of a page, as GitHub makes them, in order."""
+    titles = re.findall(r"^#+ (.+)$", _without_blocks(page.read_text("utf-8")), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+
+
+def links(page: Path) -> list[tuple[str, str]]:
+    """Target and anchor of each link and picture of a page, either of which may be empty."""
+    return re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text("utf-8"))
+
+
 def dpo_words(line: str) -> Iterator[list[str]]:
     """Return the words of each `dpo` in a command line."""
     words = shlex.split(line, comments=True)

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+
+from tests.support.cli import HANG_SECONDS
 
 Files = Mapping[str, bytes]
 USER, TOKEN, READ_TOKEN = "me", "hf_write", "hf_read"
@@ -139,6 +142,18 @@ def use_here(
     forget = [fetch_data.cache_clear, find_data.cache_clear]
     for clear in forget:
         clear()
+
+
+def cached(home: Path, pattern: str) -> list[Path]:
+    """Paths of the files of data sets in the cache that match a pattern."""
+    return list(home.glob(f"hub/datasets--*/snapshots/*/{pattern}"))
+
+
+def wait_until_cached(home: Path, pattern: str) -> None:
+    until = time.monotonic() + HANG_SECONDS
+    while not cached(home, pattern):
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 class _Handler(BaseHTTPRequestHandler):

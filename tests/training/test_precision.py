@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dpo_cli.run.events import Alert
+from tests.support.run_content import alerts_of
 from tests.support.worker_runs import MODELS, train
 
 
@@ -29,7 +29,7 @@ def test_half_precision_follows_float32(shared: Path, tmp_path: Path, profile: s
         first = next(n for n, norm in enumerate(half.grad_norms) if math.isfinite(norm))
         assert half.grad_norms[first] == pytest.approx(full.grad_norms[first], rel=0.05)
         assert half.grad_norms[first] != full.grad_norms[first]
-        alerts = [event for event in half.events if isinstance(event, Alert)]
+        alerts = alerts_of(half.events)
         skipped = [alert for alert in alerts if alert.code != "tokenizer-mismatch"]
         assert len(skipped) == first
         if profile == "dense":

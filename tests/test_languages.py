@@ -24,14 +24,14 @@ NETWORK = (
 )
 
 
-def english(page: Path) -> Path:
+def english_page(page: Path) -> Path:
     if page.parent == REPOSITORY:
         return REPOSITORY / "README.md"
     return DOCS / page.name
 
 
 def pages(page: Path) -> tuple[str, str]:
-    return english(page).read_text(encoding="utf-8"), page.read_text(encoding="utf-8")
+    return english_page(page).read_text(encoding="utf-8"), page.read_text(encoding="utf-8")
 
 
 @pytest.fixture(params=CHINESE, ids=lambda page: str(page.relative_to(REPOSITORY)))
@@ -51,7 +51,7 @@ def rows(text: str) -> list[str]:
 
 def meant(page: Path) -> list[tuple[str, int | None]]:
     """English target and number of the heading of each link, but those between the languages."""
-    translated = {english(each) for each in CHINESE}
+    translated = {english_page(each) for each in CHINESE}
     found: list[tuple[str, int | None]] = []
     for target, anchor in links(page):
         if target.startswith(("http://", "https://", "mailto:")):
@@ -59,8 +59,8 @@ def meant(page: Path) -> list[tuple[str, int | None]]:
             continue
         path = (page.parent / target).resolve() if target else page
         is_chinese = path.parent == DOCS / "zh-CN" or path == CHINESE[0]
-        original = english(path) if is_chinese else path
-        if path != page and original == (english(page) if page in CHINESE else page):
+        original = english_page(path) if is_chinese else path
+        if path != page and original == (english_page(page) if page in CHINESE else page):
             continue
         if page in CHINESE:
             assert path not in translated, (
@@ -78,7 +78,10 @@ def test_every_page_has_a_chinese_page() -> None:
 
 
 def test_each_page_leads_to_the_other(page: Path) -> None:
-    for start, end, word in ((page, english(page), "English"), (english(page), page, "中文")):
+    for start, end, word in (
+        (page, english_page(page), "English"),
+        (english_page(page), page, "中文"),
+    ):
         [target] = re.findall(
             rf"^\[{word}(?:说明)?\]\((.+)\)$", start.read_text("utf-8"), re.MULTILINE
         )
@@ -91,12 +94,12 @@ def test_the_same_sections_of_the_same_levels(page: Path) -> None:
 
 
 def test_the_same_commands(page: Path) -> None:
-    assert shell_lines(page) == shell_lines(english(page))
+    assert shell_lines(page) == shell_lines(english_page(page))
 
 
 def test_the_same_code_but_for_chinese_words_and_comments(page: Path) -> None:
     """A line that is translated begins as the English line does."""
-    for english, chinese in zip_longest(code_lines(english(page)), code_lines(page)):
+    for english, chinese in zip_longest(code_lines(english_page(page)), code_lines(page)):
         assert english is not None, chinese
         assert chinese is not None, english
         if english != chinese:
@@ -106,13 +109,13 @@ def test_the_same_code_but_for_chinese_words_and_comments(page: Path) -> None:
 
 
 def test_the_same_links_in_the_same_number(page: Path) -> None:
-    assert Counter(meant(page)) == Counter(meant(english(page)))
+    assert Counter(meant(page)) == Counter(meant(english_page(page)))
 
 
 def test_the_same_numbers_in_each_row_and_section(page: Path) -> None:
     for (_, english), (_, chinese) in zip(*map(sections, pages(page)), strict=True):
-        for ours_row, theirs_row in zip(rows(english), rows(chinese), strict=True):
-            assert numbers(ours_row) == numbers(theirs_row), (ours_row, theirs_row)
+        for english_row, chinese_row in zip(rows(english), rows(chinese), strict=True):
+            assert numbers(english_row) == numbers(chinese_row), (english_row, chinese_row)
         assert numbers(english) == numbers(chinese), english[:80]
 
 

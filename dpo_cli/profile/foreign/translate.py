@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.errors import UsageError
+from dpo_cli.files import expanded
 from dpo_cli.hub.download import is_on_hub
 from dpo_cli.profile.folder import is_model, longest_input
 from dpo_cli.profile.foreign.command_lines import has_variable
@@ -18,7 +19,6 @@ from dpo_cli.profile.foreign.rules import (
     Context,
     NoCounterpartError,
     Rule,
-    expanded,
     is_equal,
     only,
     place,

@@ -114,8 +114,8 @@ def _target(page: str, link: str) -> str:
 
 def _same_heading(anchor: str, page: str, translation: str) -> str:
     """Return the anchor of the same section of a translation, which has the same sections."""
-    ours, theirs = (anchors(REPOSITORY / each) for each in (page, translation))
-    return theirs[ours.index(anchor)] if anchor in ours and len(ours) == len(theirs) else anchor
+    here, there = (anchors(REPOSITORY / each) for each in (page, translation))
+    return there[here.index(anchor)] if anchor in here and len(here) == len(there) else anchor
 
 
 def anchors(page: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Settings of other tools: a real-looking file of each, and what must not be lost of them."""
+"""Tests of settings of other tools: a realistic file of each, and no setting is lost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DOCUMENTED = REPOSITORY / "tests/profile/documented"
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory below which there is nothing."""
+    """Empty working directory."""
     folder = tmp_path / "far" / "away" / "here"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
@@ -48,7 +48,7 @@ def of_yaml(text: str) -> Translation:
 
 
 def from_file(translation: Translation) -> dict[str, Any]:
-    """Values that the file itself decides."""
+    """Return the values that the file itself contains."""
     return {
         key: value
         for key, value in translation.values.items()
@@ -61,7 +61,7 @@ def names(entries: list[str]) -> set[str]:
 
 
 def check_profile(translation: Translation) -> None:
-    """Both texts load with the values of the translation, and each key names its origin."""
+    """Require that both texts load with the translated values, and that keys name their origin."""
     draft = translation.draft()
     folder = Path("profiles")
     folder.mkdir(exist_ok=True)
@@ -238,7 +238,7 @@ def test_swift_script() -> None:
         "eval.interval": 800,
         "launch.nproc_per_node": 2,
     }
-    # What stands behind NAME#1000 on the line is no comment.
+    # Text after NAME#1000 on the line is no comment.
     assert {"deepspeed", "save_total_limit", "dataloader_num_workers"} <= names(translation.missing)
     assert any("all rows are used, not 1000" in each for each in translation.differences)
     assert any("ModelScope" in each for each in translation.differences)
@@ -738,7 +738,7 @@ def test_each_default_is_a_setting_of_its_tool() -> None:
         assert tool.marks
 
 
-@pytest.mark.parametrize("name", ["a" * 300, "~nobody-of-this-name/x"])
+@pytest.mark.parametrize("name", ["a" * 300, "~no-such-user/x"])
 def test_a_name_that_no_file_has(name: str) -> None:
     translation = translated("trl", {"model_name_or_path": name})
     assert name in translation.values["model.weights"]

@@ -1,4 +1,4 @@
-"""Local stand-in of the Hugging Face Hub: repositories with branches, commits, gates and cuts."""
+"""Local stand-in of the Hugging Face Hub: branches, commits, gates and interrupted downloads."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from tests.support.cli import HANG_SECONDS
 
 Files = Mapping[str, bytes]
 USER, TOKEN, READ_TOKEN = "me", "hf_write", "hf_read"
-"""The user, and tokens that may write and only read."""
+"""Name of the user, and tokens with and without permission to write."""
 _REGISTRY = "/api/agent-harnesses"
-"""Asked for once a day by huggingface_hub, for its own user agent."""
+"""Address that huggingface_hub requests once a day, for its own user agent."""
 
 
 def commit_of(files: Files) -> str:
-    """Name of the commit with these files."""
+    """Return the name of the commit with these files."""
     contents = [(name, hashlib.sha256(content).hexdigest()) for name, content in files.items()]
     return hashlib.sha1(repr(sorted(contents)).encode()).hexdigest()
 
 
 @dataclass
 class Repository:
-    """Commits by name, and the commit of each branch."""
+    """Commits of a repository by name, and the commit of each branch."""
 
     commits: dict[str, Files] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
@@ -112,7 +112,7 @@ def running() -> Iterator[Hub]:
 
 
 def environment(url: str, home: Path, *, offline: bool = False) -> dict[str, str]:
-    """Variables by which a process uses the stand-in, with a cache in `home`.
+    """Return the variables with which a process uses the stand-in, with a cache in `home`.
 
     The stand-in has no Xet storage, whose servers are others than the Hub's.
     """
@@ -127,7 +127,7 @@ def environment(url: str, home: Path, *, offline: bool = False) -> dict[str, str
 def use_here(
     monkeypatch: pytest.MonkeyPatch, url: str, home: Path, *, offline: bool = False
 ) -> None:
-    """Let this process, which may have imported huggingface_hub, use the stand-in."""
+    """Make this process use the stand-in, even if huggingface_hub is already imported."""
     from huggingface_hub import constants
 
     from dpo_cli.hub.datasets import fetch_data, find_data
@@ -175,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._reply(status, json.dumps(answer).encode())
 
     def do_PUT(self) -> None:
-        """Take a large file."""
+        """Receive a large file."""
         digest = self.path.rpartition("/")[2]
         self.hub.put.append(digest)
         if int(self.headers["Content-Length"]) == self.hub.stall_at:
@@ -212,7 +212,7 @@ class _Handler(BaseHTTPRequestHandler):
         return str(self.headers.get("Authorization", "")).removeprefix("Bearer ")
 
     def _post(self, words: list[str], content: bytes) -> tuple[int, Any]:
-        """Answer a request that writes."""
+        """Answer a request that uploads."""
         if words == ["api", "validate-yaml"]:
             return 200, {"errors": [], "warnings": []}
         if self._token != TOKEN:
@@ -276,7 +276,7 @@ class _Handler(BaseHTTPRequestHandler):
             words = words[1:] if kind == "datasets" else words
             name = "/".join(words[4:])
             status, headers, body = self._file(kind, words)
-        # A download that was interrupted goes on where it was.
+        # An interrupted download continues.
         if status == 200 and (wanted := self.headers.get("Range")):
             self.hub.ranges.append((name, wanted))
             start = int(wanted.removeprefix("bytes=").partition("-")[0])
@@ -305,7 +305,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.bodies += [name] if name else []
 
     def _find(self, kind: str, name: str, revision: str) -> tuple[str, Repository | None, str]:
-        """Return the commit of a revision, its repository, and the error code if one is missing."""
+        """Return commit and repository of a revision, and the error code if one is missing."""
         repository = self.hub.repositories.get((kind, name))
         if repository is None:
             return "", None, "RepoNotFound"
@@ -340,7 +340,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _upload_mode(file: dict[str, Any]) -> dict[str, Any]:
-    """Let weights and tokenizers be large files."""
+    """Tell the client to upload weights and tokenizers as large files."""
     is_large = file["path"].endswith((".safetensors", ".pth")) or file["path"] == "tokenizer.json"
     mode = "lfs" if is_large else "regular"
     return {"path": file["path"], "uploadMode": mode, "shouldIgnore": False}

@@ -137,7 +137,7 @@ def test_samples_are_a_file_where_the_profile_says_so(run: RunDirectory) -> None
 
 
 class Server(ThreadingHTTPServer):
-    """As much of MLflow's server as its client needs for one run."""
+    """Part of MLflow's server that its client needs for one run."""
 
     daemon_threads = True
 

@@ -47,7 +47,7 @@ _REMARKS: Mapping[str, str] = {
     "model_revision": 'as "hf:ORG/NAME@REVISION"',
     "rpo_alpha": 'to ["sigmoid", "sft"], and dpo.loss_weights to [1, alpha]',
     "pref_ftx": 'to ["sigmoid", "sft"], and dpo.loss_weights to [1, pref_ftx]',
-    "report_to": "or track.use_swanlab or track.use_tensorboard to true",
+    "report_to": "to true, or the key of another tracker in [track]",
     "warmup_steps": "to warmup_steps x train.accumulation_steps, as it counts micro-batches",
     "logging_steps": "to logging_steps x train.accumulation_steps, as it counts micro-batches",
     "save_steps": "to save_steps x train.accumulation_steps, as it counts micro-batches",

@@ -566,7 +566,7 @@ def test_losses(tool: str, values: dict[str, Any], loss: Any) -> None:
         ("max_prompt_length", 4096),
         ("f_divergence_type", "unheard"),
         ("early_stopping_patience", 3),  # without evaluations
-        ("report_to", ["mlflow"]),
+        ("report_to", ["comet_ml"]),
     ],
 )
 def test_a_value_that_fits_no_key_is_listed(name: str, value: Any) -> None:

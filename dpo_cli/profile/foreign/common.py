@@ -32,6 +32,8 @@ _TRACKERS = {
     "wandb": "track.use_wandb",
     "swanlab": "track.use_swanlab",
     "tensorboard": "track.use_tensorboard",
+    "trackio": "track.use_trackio",
+    "mlflow": "track.use_mlflow",
 }
 
 

@@ -109,6 +109,8 @@ AXOLOTL: Mapping[str, Rule] = {
     ),
     "use_wandb": to("track.use_wandb", switch),
     "use_tensorboard": to("track.use_tensorboard", switch),
+    "use_mlflow": to("track.use_mlflow", switch),
+    "mlflow_experiment_name": to("track.wandb_project", text),
 }
 SWIFT: Mapping[str, Rule] = {
     "rlhf_type": _objective(_METHODS),

@@ -50,6 +50,7 @@ from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.run.event_writer import EventWriter
 from dpo_cli.run.events import Exported, history
 from dpo_cli.run.plan import Plan
+from dpo_cli.run.protected import inputs_of_run, require_free_of_inputs
 from dpo_cli.training.inputs import export_dtype
 from dpo_cli.training.sources import training_pairs
 from dpo_cli.training.weights import read_start, read_trained
@@ -119,7 +120,7 @@ def export_run(
         run: may still be training.
         destination: file or directory; by default the profile's name in its `model.out_dir`.
         dtype: float16, bfloat16 or float32; by default the profile's.
-        force: replace a file or directory that this run did not write.
+        force: replace a file or directory that this run did not write, but no input of the run.
         overrides: `KEY=VALUE` for keys of the profile, for example a new path of the data.
         rounding: rounding to half precision; by default stochastic for a bfloat16 file of weights
             that started as bfloat16, else to nearest.
@@ -130,7 +131,7 @@ def export_run(
 
     Raises:
         DpoError: nothing is saved yet, no best checkpoint is kept, the destination is not this
-            run's, a weight exceeds the range of the dtype, or the file does not load back.
+            run's or an input of it, a weight exceeds the range of the dtype, or the file does not load back.
     """
     profile = load_profile(run.profile_path, overrides).profile
     if export_format == "peft":
@@ -155,6 +156,7 @@ def export_run(
         name = kept.file_name(profile.export.prefix)
         parent = profile.model.out_dir or run.path
         destination = parent / (name.removesuffix(".pth") if written is not architecture else name)
+    require_free_of_inputs(destination, inputs_of_run(run, overrides), "--to")
     path = _destination(run, destination, written, force, is_adapter=export_format == "peft")
     pairs = _pairs_to_compare(profile, tokenizer)
     if export_format == "peft":

@@ -35,6 +35,7 @@ from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.run.event_writer import EventWriter
 from dpo_cli.run.events import Exported
+from dpo_cli.run.protected import inputs_of_run, require_free_of_inputs
 from dpo_cli.training.sources import training_pairs
 from dpo_cli.training.weights import read_start, read_trained
 
@@ -111,7 +112,7 @@ def export_gguf(
 
     Raises:
         DpoError: the package gguf is missing, GGUF has no such architecture or tokenizer, the
-            destination is not this run's, or llama.cpp computes something else than the training.
+            destination is not this run's or an input of it, or llama.cpp computes something else than the training.
     """
     require_gguf()
     profile = load_profile(run.profile_path, overrides).profile
@@ -123,6 +124,7 @@ def export_gguf(
     vocabulary = GgufVocabulary(tokenizer, stop_ids, model.vocab_size)
     own_name = trained.architecture.file_name(profile.export.prefix)
     path = (destination or default_directory(run, profile, own_name)).absolute()
+    require_free_of_inputs(path, inputs_of_run(run, overrides), "--to")
     check_directory(run, path, force=force)
     name = path.name.removesuffix("-gguf")
     pairs = _first_pairs(profile)

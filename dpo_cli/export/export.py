@@ -131,7 +131,8 @@ def export_run(
 
     Raises:
         DpoError: nothing is saved yet, no best checkpoint is kept, the destination is not this
-            run's or an input of it, a weight exceeds the range of the dtype, or the file does not load back.
+            run's or is an input of it, a weight exceeds the range of the dtype, or the file does
+            not load back.
     """
     profile = load_profile(run.profile_path, overrides).profile
     if export_format == "peft":

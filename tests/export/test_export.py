@@ -185,9 +185,9 @@ def test_starting_weights_are_not_replaced(
     (tmp_path / "link.pth").symlink_to(start)
     moved = [f"model.weights={start}"]
     for path in (start, tmp_path / "link.pth"):
-        with pytest.raises(DpoError, match="is model.weights of this run"):
+        with pytest.raises(DpoError, match=r"is model.weights of this run"):
             export_run(trained, path, None, True, moved)
-    with pytest.raises(DpoError, match="contains model.weights of this run"):
+    with pytest.raises(DpoError, match=r"contains model.weights of this run"):
         export_run(trained, tmp_path, None, True, moved, export_format="hf")
     assert start.read_bytes() == (shared / START).read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link.pth", "start.pth"]

@@ -72,7 +72,7 @@ def test_other_paths_are_free(run: RunDirectory, destination: str) -> None:
 def test_a_directory_with_a_link_to_an_input_is_not_replaced(run: RunDirectory) -> None:
     text = run.read_profile().replace("data/a.jsonl", "other/pairs.jsonl")
     run.write_profile(text)
-    with pytest.raises(DpoError, match="other contains data.data_path of this run"):
+    with pytest.raises(DpoError, match=r"other contains data.data_path of this run"):
         require_free_of_inputs(Path("other"), inputs_of_run(run), "--to")
 
 

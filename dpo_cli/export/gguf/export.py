@@ -112,7 +112,8 @@ def export_gguf(
 
     Raises:
         DpoError: the package gguf is missing, GGUF has no such architecture or tokenizer, the
-            destination is not this run's or an input of it, or llama.cpp computes something else than the training.
+            destination is not this run's or is an input of it, or llama.cpp computes something else
+            than the training.
     """
     require_gguf()
     profile = load_profile(run.profile_path, overrides).profile

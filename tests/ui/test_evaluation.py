@@ -173,7 +173,7 @@ def scores(accuracy: float, pairs: int) -> ModelScores:
 def test_truncated_pairs_and_known_prompts_are_notes() -> None:
     leaky = dataclasses.replace(evaluation(GROUPS), truncated=52, known_prompts=40)
     leak, cut, *_ = notes(leaky)
-    assert leak.startswith("40 of 400 (10 %) pairs have a prompt that the run also trained on")
+    assert leak.startswith("40 of 400 (10 %) pairs have a prompt that is also trained on")
     assert cut.startswith("52 of 400 (13 %) pairs are truncated at data.max_seq_len = ")
     told = as_json(leaky)
     assert (told["truncated"], told["known_prompts"]) == (52, 40)

@@ -148,7 +148,7 @@ def notes(evaluation: Evaluation) -> list[str]:
     pairs = int(evaluation.models[0].groups[ALL]["pairs"])
     if (evaluation.known_prompts or 0) > KNOWN_SHARE * pairs:
         lines.append(
-            f"{part_of(evaluation.known_prompts, pairs)} pairs have a prompt that the run also"
+            f"{part_of(evaluation.known_prompts, pairs)} pairs have a prompt that is also"
             " trained on: they make the result look better than it is"
         )
     if evaluation.truncated:

@@ -42,7 +42,7 @@ def run_checks(
     loaded, wrong_keys = result
     unusable = check_files(reporter, loaded, wrong_keys)
     check_trackers(reporter, loaded.profile)
-    if wrong_keys:  # the rest takes a minute, and would check a profile that nobody wrote
+    if wrong_keys:  # the rest takes a minute, and would check another profile
         return Diagnosis(tuple(reporter.findings), None, {})
 
     on_progress("loading PyTorch", 0, 0, "")

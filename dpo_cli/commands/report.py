@@ -73,7 +73,7 @@ def report(
         names = [section.run.name for section in sections]
         print_json({"path": path, "size_bytes": len(text.encode()), "runs": names})
     elif is_file:
-        echo(f"wrote {path}")
+        echo(f"wrote {path}; open it in a web browser")
 
 
 def default_path(names: Sequence[str]) -> Path:

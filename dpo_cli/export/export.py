@@ -73,6 +73,7 @@ class ExportReport:
 
     Attributes:
         seed: seed of stochastic rounding; None for rounding to nearest.
+        unfinished_of: planned steps of a run that is not completed; None if it is.
         stop_warning: why the exported model would not stop where the answers of the training end;
             "" if it does.
         retention: update retention of the file; None if no weight has changed, or if the starting
@@ -88,6 +89,7 @@ class ExportReport:
     size_bytes: int
     tensors: int
     optimizer_step: int
+    unfinished_of: int | None
     pairs_compared: int
     mean_logp_difference: float
     max_logp_difference: float
@@ -206,6 +208,7 @@ def export_run(
         size_bytes=size_bytes(path),
         tensors=_count_tensors(trained.model_weights, written, export_format),
         optimizer_step=trained.optimizer_step,
+        unfinished_of=None if run.is_completed else plan.steps.optimizer_steps,
         pairs_compared=len(pairs),
         mean_logp_difference=float(differences.mean()),
         max_logp_difference=float(differences.max()),

@@ -22,7 +22,7 @@ _SUFFIXES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
 """Endings of the files that a model or a tokenizer consists of."""
 
 Protected = tuple[str, Path]
-"""What a path is, for messages ("model.weights of this run"), and the path."""
+"""Name of a path for messages, for example "model.weights of this run", and the path."""
 
 
 def require_free_of_inputs(destination: Path, protected: Iterable[Protected], option: str) -> None:

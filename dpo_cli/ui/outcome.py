@@ -54,7 +54,7 @@ def outcome(run: ComparedRun) -> list[str]:
 def length_note(groups: Mapping[str, Mapping[str, float]]) -> str:
     """Return a clause if most chosen answers are longer, or shorter, than rejected; else "".
 
-    Such pairs are told apart by length alone, so that a gain on them may be a preference for it.
+    Length alone distinguishes such pairs, so that a gain on them may be a preference for it.
 
     Args:
         groups: figures of the held-out pairs, see `Evaluated.groups`.

@@ -99,6 +99,13 @@ def test_one_model_by_groups(width: int) -> None:
     assert_snapshot(f"evaluation-{width}", shown(evaluation(GROUPS), width))
 
 
+def test_the_only_language_has_no_row_of_its_own() -> None:
+    groups = {"all": figures(0.75, 40), "language/Latin": figures(0.75, 40)}
+    assert "Latin" not in shown(evaluation(groups), 120)
+    groups["language/Latin"] = figures(0.75, 39)
+    assert "Latin" in shown(evaluation(groups), 120)
+
+
 def test_models_side_by_side() -> None:
     others = {"all": EQUAL}, {"all": figures(0.72, 400)}
     assert_snapshot("evaluation-merged", shown(evaluation(GROUPS, *others), 120))

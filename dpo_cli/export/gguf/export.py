@@ -71,6 +71,7 @@ class GgufReport:
         path: the directory.
         files: its GGUF files, from the most exact to the smallest.
         optimizer_step: step of the exported checkpoint.
+        unfinished_of: planned steps of a run that is not completed; None if it is.
         proof: llama.cpp's replies; None if `not_proven` has a reason.
         not_proven: why llama.cpp did not load the files.
         not_compared: why the weights were not compared with the starting weights.
@@ -81,6 +82,7 @@ class GgufReport:
     path: Path
     files: Sequence[GgufFile]
     optimizer_step: int
+    unfinished_of: int | None
     proof: Proof | None
     not_proven: str
     not_compared: str
@@ -191,6 +193,7 @@ def export_gguf(
         path=path,
         files=files,
         optimizer_step=trained.optimizer_step,
+        unfinished_of=None if run.is_completed else trained.plan.steps.optimizer_steps,
         proof=proof,
         not_proven="" if prover else f"{_NOT_PROVEN}. {INSTALL}",
         not_compared=not_compared,

@@ -82,6 +82,8 @@ class EvaluationView:
         for name in columns:
             table.add_column(name, justify="right", no_wrap=True)
         for name, figures in rows.items():
+            if name.startswith("language/") and figures["pairs"] == rows[ALL]["pairs"]:
+                continue  # the only language: its figures are those of all pairs
             cells = (cell(figures) for cell in columns.values())
             table.add_row(name.rpartition("/")[2], *cells)
         return table
@@ -217,7 +219,7 @@ def _small_groups(groups: Mapping[str, Figures]) -> Iterator[str]:
     unclear = [
         group.rpartition("/")[2]
         for group, figures in groups.items()
-        if group != ALL and not _is_decided(figures, name)
+        if figures["pairs"] < groups[ALL]["pairs"] and not _is_decided(figures, name)
     ]
     if unclear and not _is_reference(groups[ALL]):
         metric = ACCURACY_NAMES[name]

@@ -66,7 +66,7 @@ def ask_columns(names: Sequence[str], columns: Sequence[str]) -> dict[str, str]:
         names: columns that the formats use.
         columns: columns of the file.
     """
-    answers = {}
+    answers: dict[str, str] = {}
     for name in names:
         echo(f"  column of {name} (--columns {name}=COLUMN answers this):")
         free = [column for column in columns if column not in answers.values()]

@@ -75,6 +75,22 @@ def is_special(path: Path) -> bool:
     return is_of_system or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
+def would_replace(destination: Path, path: Path) -> bool:
+    """Return True if a new file or directory at `destination` would replace `path`.
+
+    It does if `destination` is the same file as `path`, or as a directory above it, also through
+    links, hard links, and on file systems that ignore case.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        replaced = destination.stat()
+        real = Path(os.path.realpath(path))
+        for each in (path.absolute(), *path.absolute().parents, real, *real.parents):
+            with contextlib.suppress(OSError):
+                if os.path.samestat(each.stat(), replaced):
+                    return True
+    return False
+
+
 def is_not_regular(error: OSError) -> bool:
     """Return True for the errors of `require_regular`, and of opening a FIFO without a reader."""
     return error.strerror == _NOT_REGULAR or error.errno == errno.ENXIO

@@ -63,7 +63,7 @@ def lines_of(first: str, last: str) -> list[str]:
 def test_every_line_is_run_or_has_a_reason() -> None:
     in_tests = {
         *lines_of("dpo init my-run", "dpo export my-run"),
-        *lines_of("dpo init mine", "dpo export mine"),
+        *lines_of("dpo init mine", "dpo eval"),
         "dpo --help",
         next(line for line in LINES if line.startswith(FOR_MINIMIND)),
     }
@@ -106,7 +106,7 @@ def test_a_huggingface_model_and_parquet(tmp_path: Path) -> None:
     shutil.copytree(REPOSITORY / "demo/tokenizer", model, dirs_exist_ok=True)
     rows = [json.loads(line) for line in PREFERENCES.read_text().splitlines()[:40]]
     parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "pairs.parquet")
-    for line in lines_of("dpo init mine", "dpo export mine"):
+    for line in lines_of("dpo init mine", "dpo eval"):
         run(line, tmp_path)
     assert (tmp_path / "SmolLM2-mine/model.safetensors").is_file()
 

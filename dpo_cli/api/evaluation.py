@@ -43,10 +43,15 @@ def evaluate_named(
     )
     if eval_config is None:
         owner = named.run.name if named.run else profile
-        raise UsageError(
-            f"{owner} has no held-out pairs" if owner else f"{named.title} has no pairs of its own",
-            "Name a file of preference pairs.",
-        )
+        message = f"{owner} has no held-out pairs"
+        remedy = "Name preference pairs with --data FILE."
+        if not owner:
+            message = f"{named.title} has no pairs of its own"
+            remedy = (
+                "Name preference pairs with --data FILE, or the profile of a run that holds out"
+                " pairs with --profile FILE."
+            )
+        raise UsageError(message, remedy)
     report = on_progress or ignore_progress
     report("loading", 0, 0, "")
     from dpo_cli.inference.evaluate import evaluate_models, model_settings  # loads torch

@@ -288,7 +288,7 @@ class Run:
             seed: seed of stochastic rounding; by default train.seed.
             best: write the checkpoint with the lowest held-out loss, not the newest. Needs
                 held-out pairs, and eval.keep_best = true during training.
-            force: replace a file that this run did not write.
+            force: replace a file that this run did not write, but never an input of the run.
             settings: changed profile values, for example where the data is now. Tokenizer and
                 data are read again for the comparison; starting weights, if they are still
                 there, for the update retention.

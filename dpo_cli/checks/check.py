@@ -24,7 +24,8 @@ def run_checks(
 ) -> Diagnosis:
     """Check everything that a run of a profile depends on; write nothing.
 
-    A failed check does not end the others: only those that need its result are skipped.
+    Errors of the profile end the checks before torch is loaded. Any other failed check does not end
+    the others: only those that need its result are skipped.
 
     Args:
         path: existing profile.
@@ -41,6 +42,8 @@ def run_checks(
     loaded, wrong_keys = result
     unusable = check_files(reporter, loaded, wrong_keys)
     check_trackers(reporter, loaded.profile)
+    if wrong_keys:  # the rest takes a minute, and would check another profile
+        return Diagnosis(tuple(reporter.findings), None, {})
 
     on_progress("loading PyTorch", 0, 0, "")
     start = time.perf_counter()
@@ -50,7 +53,6 @@ def run_checks(
     checks = TorchChecks(
         reporter,
         loaded.profile,
-        wrong_keys,
         unusable,
         runs_root,
         on_progress,

@@ -99,7 +99,8 @@ def _check_loss(reporter: Reporter, inputs: RunInputs, pairs: PairScores) -> Non
     beta, expected = inputs.profile.dpo.beta, loss_at_start(inputs.profile.dpo)
     rewards = torch.cat([pairs.rewards_chosen, pairs.rewards_rejected])
     difference = rewards.abs().max().item() / beta
-    subject = f"{len(pairs.losses)} pairs, {inputs.device.torch_device} {inputs.device.dtype_name}"
+    count = format_count(len(pairs.losses), "pair")
+    subject = f"{count}, {inputs.device.torch_device} {inputs.device.dtype_name}"
     unit = "nats per token" if inputs.profile.dpo.reduction == "mean" else "nats per response"
     agreement = "policy and reference agree exactly"
     if difference:

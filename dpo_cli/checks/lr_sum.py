@@ -196,6 +196,15 @@ def check_update(reporter: Reporter, trial: TrialTrainer) -> None:
     )
     # Other losses than DPO's own have other values.
     if inputs.saturation_margin is not None and after < LOW_LOSS:
+        pairs = sum(map(len, next(iter(inputs.order.global_batches())).micro_batches))
+        if len(indices) < pairs and inputs.current_recipe.is_proposed:
+            # Fewer pairs share the update, so that each of them moves further than in the run.
+            message += (
+                f". The trial has {len(indices)} of the {pairs} pairs of a step, so it moves them"
+                " further than the run will"
+            )
+            reporter.ok("update", "", message)
+            return
 
         def loss_at(share: float) -> float:
             # The first step of AdamW is proportional to its learning rate.

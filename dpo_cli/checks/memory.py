@@ -14,7 +14,7 @@ from dpo_cli.checks.trial_trainer import Sample, TrialTrainer
 from dpo_cli.compute.loss_scale import make_scaler
 from dpo_cli.compute.memory import free_memory, peak_process_bytes
 from dpo_cli.data.sampler import GlobalBatch
-from dpo_cli.formatting import format_size
+from dpo_cli.formatting import format_count, format_size
 from dpo_cli.models.loading import checkpoint_activations
 from dpo_cli.training.failures import is_out_of_memory
 from dpo_cli.training.inputs import RunInputs
@@ -69,7 +69,7 @@ def measure_peak(reporter: Reporter, trial: TrialTrainer, *, reference_is_cached
         "memory",
         "",
         f"{format_size(needed)} at most in real steps, including the longest batch"
-        f" ({len(longest)} pairs, {tokens:,} tokens); {format_size(free)} of memory"
+        f" ({format_count(len(longest), 'pair')}, {tokens:,} tokens); {format_size(free)} of memory"
         f" left on {device.torch_device}",
     )
     return peak

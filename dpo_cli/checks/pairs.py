@@ -167,7 +167,8 @@ def check_overlap(
             f"{known:,} of {len(lines):,} held-out pairs"
             f" ({format_percent(known / len(lines), 0)}) have a prompt that is also trained"
             " on: they make the result look better than it is",
-            "Hold out pairs with other prompts, in a file of their own (eval.path).",
+            "Move all rows of some prompts to a file of their own, and set eval.path to it and"
+            " eval.fraction to 0. Or read the held-out result as an upper bound.",
         )
 
 

@@ -40,9 +40,11 @@ from dpo_cli.training.sources import (
     training_pairs,
 )
 
-_RUN_CODES = ("lr-sum", "saturation", "memory", "time")
 _STEPS = "a check without --quick: tokenizer fit, first loss, gradients, update, memory and time"
-_INPUT_CODES = ("plan", "tokenizer-fit", "first-loss", "gradients", *_RUN_CODES)
+_INPUT_CODES = (
+    *("plan", "tokenizer-fit", "first-loss", "gradients"),
+    *("lr-sum", "saturation", "memory", "time"),
+)
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,8 @@ class TorchChecks:
 
     Attributes:
         reporter: has the findings so far, and gets all others.
-        profile: profile with the default in place of each wrong value.
-        wrong_keys: keys of the wrong values.
-        unusable: inputs whose file is missing or unknown.
+        profile: profile without errors.
+        unusable: inputs whose file cannot be used.
         runs_root: directory of runs.
         on_progress: called with phase, done, total (0 if unknown) and unit.
         import_seconds: time to import torch and the rest, which a run needs, too.
@@ -64,7 +65,6 @@ class TorchChecks:
 
     reporter: Reporter
     profile: Profile
-    wrong_keys: Collection[str]
     unusable: Collection[Input]
     runs_root: Path
     on_progress: OnProgress
@@ -102,11 +102,10 @@ class TorchChecks:
             check_overlap(reporter, inputs, data.issues, (held_out or data).issues)
             if held_out or profile.eval.path is None:
                 check_held_out(reporter, inputs)
-            if not self.wrong_keys:
-                check_plan(reporter, inputs)
-                if world_size != 1 and world_size is not None:
-                    check_world_size(reporter, inputs, world_size)
-                facts["plan"] = make_plan(inputs).to_dict()
+            check_plan(reporter, inputs)
+            if world_size != 1 and world_size is not None:
+                check_world_size(reporter, inputs, world_size)
+            facts["plan"] = make_plan(inputs).to_dict()
             facts |= self.compute(inputs, tokenizer, startup_seconds)
         facts["disk_bytes"] = check_disk(reporter, profile, self.runs_root, weights)
         histograms = data.histograms if data else ()
@@ -145,10 +144,6 @@ class TorchChecks:
         began, cpu_began, stolen = time.perf_counter(), time.thread_time(), StolenTime()
         try:
             trial = self.try_out(inputs, tokenizer) if self.takes_steps else None
-            if self.wrong_keys:
-                for code in ("plan", *_RUN_CODES) if trial else ():
-                    reporter.skip(code, "a profile without errors")
-                return facts
             facts["lr_sum"] = asdict(check_lr_sum(reporter, inputs))
             if trial is None:
                 return facts

@@ -27,6 +27,7 @@ from dpo_cli.formatting import format_size
 from dpo_cli.run.directory import runs_root
 from dpo_cli.run.eval_config import find_eval_config
 from dpo_cli.run.models import find_model
+from dpo_cli.run.protected import inputs_of_model, inputs_of_profile, require_free_of_inputs
 from dpo_cli.ui.terminal.console import SafeConsole
 from dpo_cli.ui.terminal.evaluation import as_json
 from dpo_cli.ui.terminal.export import try_lines
@@ -87,6 +88,8 @@ def merge(
     """
     root = runs_root(runs_dir)
     named = [find_model(name, root) for name in (first, second)]
+    for model in named:
+        require_free_of_inputs(to.expanduser(), inputs_of_model(model), "--to")
     path = _destination(to, force=force)
     if best and not any(model.run for model in named):
         raise UsageError("--best: neither model is a run", "Leave --best out.")
@@ -99,6 +102,9 @@ def merge(
         tokenizer=tokenizer,
         settings=settings or (),
     )
+    if eval_config is not None:
+        inputs = inputs_of_profile(eval_config.profile, "of the evaluation")
+        require_free_of_inputs(path, inputs, "--to")
     evaluation = None
     with PhaseBar(SafeConsole(stderr=True)) as bar:
         bar("loading", 0, 0, "")

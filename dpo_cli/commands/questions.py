@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +26,8 @@ def ask_which(what: str, paths: Sequence[Path]) -> Path | None:
     if len(paths) < 2 or not is_interactive():
         return paths[0] if paths else None
     echo(f"{what} (--{what} PATH answers this):")
-    return paths[_ask_number([show_path(path) + remark(path) for path in paths], "which?") - 1]
+    choices = [show_path(path) + remark(path) for path in paths]
+    return paths[_ask_number(choices, "which?", "a path from the list") - 1]
 
 
 def ask_for(
@@ -58,14 +60,20 @@ def ask_for(
 def ask_columns(names: Sequence[str], columns: Sequence[str]) -> dict[str, str]:
     """Ask which columns of a file are the prompt and the answers.
 
+    The default is the column of the most similar name, if one is similar.
+
     Args:
         names: columns that the formats use.
         columns: columns of the file.
     """
-    answers = {}
+    answers: dict[str, str] = {}
     for name in names:
         echo(f"  column of {name} (--columns {name}=COLUMN answers this):")
-        answers[name] = columns[_ask_number(columns, "which?", indent="    ") - 1]
+        free = [column for column in columns if column not in answers.values()]
+        near = difflib.get_close_matches(name, free, n=1)
+        default = columns.index(near[0]) + 1 if near else None
+        number = _ask_number(columns, "which?", "a column name", indent="    ", default=default)
+        answers[name] = columns[number - 1]
     return answers
 
 
@@ -80,11 +88,29 @@ def remark(path: Path) -> str:
     return "  (no chat template)" if lacks_template else ""
 
 
-def _ask_number(choices: Sequence[str], question: str, indent: str = "  ") -> int:
-    """List numbered choices, and ask until the answer is one of the numbers; 1 is the default."""
+def _ask_number(
+    choices: Sequence[str],
+    question: str,
+    other: str,
+    indent: str = "  ",
+    default: int | None = 1,
+) -> int:
+    """List numbered choices, and ask until the answer is one of them, as a number or in full.
+
+    Args:
+        choices: texts of the choices.
+        question: what to type.
+        other: words for a choice that is typed in full, for example "a column name".
+        indent: spaces before each choice.
+        default: number that an empty answer means; None if there is none.
+    """
     for number, choice in enumerate(choices, start=1):
         echo(f"{indent}{number}  {choice}")
     while True:
-        choice_number: int = typer.prompt(question, default=1, type=int)
-        if 1 <= choice_number <= len(choices):
-            return choice_number
+        shown = None if default is None else str(default)
+        answer = str(typer.prompt(question, default=shown)).strip()
+        if answer in choices:
+            return choices.index(answer) + 1
+        if answer.isdecimal() and 1 <= int(answer) <= len(choices):
+            return int(answer)
+        echo(f"{indent}Type a number from 1 to {len(choices)}, or {other}.")

@@ -18,6 +18,7 @@ from dpo_cli.commands.options import JsonOption, RunsArgument, RunsDirOption
 from dpo_cli.errors import UsageError
 from dpo_cli.files import open_regular
 from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.protected import inputs_of_run, require_free_of_inputs
 from dpo_cli.run.thinning import ThinnedHistory
 from dpo_cli.ui.html.page import page
 from dpo_cli.ui.html.run_section import ReportRun, StepTotals
@@ -64,13 +65,15 @@ def report(
     runs = named_runs(run_names, runs_dir)
     sections = [_report_run(letter, run) for letter, run in runs.items()]
     path = out or default_path([section.run.name for section in sections])
+    for run in runs.values():
+        require_free_of_inputs(path, inputs_of_run(run), "--out")
     text = page(sections, check_findings, redact=redact, hosts=[socket.gethostname()])
     is_file = write_output(path, text.encode())
     if json:
         names = [section.run.name for section in sections]
         print_json({"path": path, "size_bytes": len(text.encode()), "runs": names})
     elif is_file:
-        echo(f"wrote {path}")
+        echo(f"wrote {path}; open it in a web browser")
 
 
 def default_path(names: Sequence[str]) -> Path:

@@ -15,7 +15,7 @@ from dpo_cli.data.row_writers import Layout, writer_of
 from dpo_cli.data.rows import MalformedError
 from dpo_cli.data.sources import Source
 from dpo_cli.errors import DpoError, UsageError
-from dpo_cli.files import expanded, leftovers, write_atomically
+from dpo_cli.files import expanded, leftovers, pair_files, would_replace, write_atomically
 from dpo_cli.hub.download import is_on_hub
 from dpo_cli.machine import lock_file
 
@@ -64,8 +64,12 @@ def destination(path: Path, source: Source, *, force: bool) -> Path:
         raise UsageError(f"--to {path}: the file is JSONL", f"Write a name that ends in {_SUFFIX}.")
     if not path.parent.is_dir():
         raise UsageError(f"--to: {path.parent} does not exist", "Create the directory first.")
-    local = [each.resolve() for each in source.paths if not is_on_hub(each)]
-    if path.resolve() in local or path.parent.resolve() in local:
+    local = [each for each in source.paths if not is_on_hub(each)]
+    files = [file for each in local for file in pair_files(each)]
+    written = (path, _skipped_path(path))
+    is_part = any(would_replace(new, file) for new in written for file in files)
+    # A new file in a folder of the source would be read with it the next time.
+    if is_part or path.parent.resolve() in [each.resolve() for each in local]:
         raise UsageError(
             f"--to {path}: the file would be a part of the data", "Write it to another directory."
         )
@@ -92,7 +96,7 @@ def convert_source(source: Source, to: Path, layout: Layout, on_progress: OnProg
     """
     places = source.look(lambda rows: on_progress("counting", rows, 0, "rows"))
     is_whole = all(part.format in ("", _WHOLE) for part in places.parts)
-    skipped_path = to.with_name(f"{to.name}{_SKIPPED}")
+    skipped_path = _skipped_path(to)
     _remove_leftovers(to, skipped_path)
     job = _Job(source, places, layout, is_whole, on_progress)
 
@@ -111,6 +115,10 @@ def convert_source(source: Source, to: Path, layout: Layout, on_progress: OnProg
         unread=job.unread,
         settings=_settings(is_whole=is_whole, becomes_whole=job.writer.is_whole),
     )
+
+
+def _skipped_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}{_SKIPPED}")
 
 
 class _Job:

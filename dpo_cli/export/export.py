@@ -51,6 +51,7 @@ from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.run.event_writer import EventWriter
 from dpo_cli.run.events import Exported, history
 from dpo_cli.run.plan import Plan
+from dpo_cli.run.protected import inputs_of_run, require_free_of_inputs
 from dpo_cli.training.inputs import export_dtype
 from dpo_cli.training.sources import training_pairs
 from dpo_cli.training.weights import read_start, read_trained
@@ -73,6 +74,7 @@ class ExportReport:
 
     Attributes:
         seed: seed of stochastic rounding; None for rounding to nearest.
+        unfinished_of: planned steps of a run that is not completed; None if it is.
         stop_warning: why the exported model would not stop where the answers of the training end;
             "" if it does.
         retention: update retention of the file; None if no weight has changed, or if the starting
@@ -88,6 +90,7 @@ class ExportReport:
     size_bytes: int
     tensors: int
     optimizer_step: int
+    unfinished_of: int | None
     pairs_compared: int
     mean_logp_difference: float
     max_logp_difference: float
@@ -120,7 +123,7 @@ def export_run(
         run: may still be training.
         destination: file or directory; by default the profile's name in its `model.out_dir`.
         dtype: float16, bfloat16 or float32; by default the profile's.
-        force: replace a file or directory that this run did not write.
+        force: replace a file or directory that this run did not write, but no input of the run.
         overrides: `KEY=VALUE` for keys of the profile, for example a new path of the data.
         rounding: rounding to half precision; by default stochastic for a bfloat16 file of weights
             that started as bfloat16, else to nearest.
@@ -131,7 +134,8 @@ def export_run(
 
     Raises:
         DpoError: nothing is saved yet, no best checkpoint is kept, the destination is not this
-            run's, a weight exceeds the range of the dtype, or the file does not load back.
+            run's or is an input of it, a weight exceeds the range of the dtype, or the file does
+            not load back.
     """
     profile = load_profile(run.profile_path, overrides).profile
     if export_format == "peft":
@@ -156,6 +160,7 @@ def export_run(
         name = kept.file_name(profile.export.prefix)
         parent = profile.model.out_dir or run.path
         destination = parent / (name.removesuffix(".pth") if written is not architecture else name)
+    require_free_of_inputs(destination, inputs_of_run(run, overrides), "--to")
     path = _destination(run, destination, written, force, is_adapter=export_format == "peft")
     pairs = _pairs_to_compare(profile, tokenizer)
     # transformers reads the stop tokens of a directory from its configuration alone.
@@ -211,6 +216,7 @@ def export_run(
         size_bytes=size_bytes(path),
         tensors=_count_tensors(trained.model_weights, written, export_format),
         optimizer_step=trained.optimizer_step,
+        unfinished_of=None if run.is_completed else plan.steps.optimizer_steps,
         pairs_compared=len(pairs),
         mean_logp_difference=float(differences.mean()),
         max_logp_difference=float(differences.max()),

@@ -10,6 +10,7 @@ from dpo_cli.models.loading import ModelWeights, load_model_weights
 from dpo_cli.models.rounding import round_weights
 from dpo_cli.models.spec import as_minimind
 from dpo_cli.profile import folder
+from dpo_cli.run.protected import files_of_model, require_free_of_inputs
 
 _PREFIX = "full_sft"
 """MiniMind's prefix of SFT weights, from which DPO starts."""
@@ -41,6 +42,7 @@ def import_directory(
     minimind = as_minimind(model_weights.architecture, str(directory))
     path = (destination or Path(minimind.file_name(_PREFIX))).absolute()
     check_destination(path, minimind)
+    require_free_of_inputs(path, files_of_model(directory, "the imported directory"), "--to")
     if path.exists() and not force:
         raise DpoError(f"{path} exists", "Replace it with --force, or choose another path.")
     rounded = round_weights(model_weights.state, dtype, "nearest", 0)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dpo_cli.compute.device import DTYPES, Device, configure_device, resolve
 from dpo_cli.data.chat import ChatTokenizer
-from dpo_cli.data.groups import ALL
+from dpo_cli.data.groups import ALL, count_known_prompts
 from dpo_cli.distributed.process_group import SINGLE_PROCESS
 from dpo_cli.errors import DpoError
 from dpo_cli.inference.open_model import OpenedModel, open_model, open_reference
@@ -91,8 +91,8 @@ class Evaluation:
         skipped_rows: number of skipped rows of the file.
         trained_on: titles of the runs that have trained on these pairs.
         truncated: number of pairs that lose text at `data.max_seq_len`.
-        known_prompts: number of pairs whose prompt the owner's run also trained on; None if the
-            pairs are not those of a run, or its plan does not have the number.
+        known_prompts: number of pairs whose prompt is also that of a pair to train on; None if the
+            pairs are not those that a profile holds out, or the others are unknown.
         comparisons: the last model with each of the others.
     """
 
@@ -162,9 +162,7 @@ def evaluate_models(
             if model.plan is not None and _was_trained_on(model.plan, eval_config, inputs)
         ],
         truncated=int(inputs.held_out.shortened.sum()),
-        known_prompts=(
-            saved_plan.pairs.held_out_known if saved_plan and eval_config.is_own else None
-        ),
+        known_prompts=_known_prompts(eval_config, saved_plan, inputs),
         comparisons=[
             Comparison(len(scores) - 1, index, compare(scores[-1], other, ACCURACIES))
             for index, other in enumerate(scores[:-1])
@@ -241,6 +239,19 @@ def _prepare(
     rows = usable_rows(profile, training_pairs(profile), tokenizer, on_progress, SINGLE_PROCESS)
     held_out = None if profile.eval.path is None else rows
     return assemble_inputs(profile, device, tokenizer, models[0], reference, rows, held_out)
+
+
+def _known_prompts(
+    eval_config: EvalConfig, saved_plan: Plan | None, inputs: RunInputs
+) -> int | None:
+    if not eval_config.is_own:
+        return None
+    if saved_plan is not None and saved_plan.pairs.held_out_known is not None:
+        return saved_plan.pairs.held_out_known
+    # Pairs of `eval.path` are all that was read: those to train on are unknown.
+    if eval_config.profile.eval.path is not None:
+        return None
+    return count_known_prompts(inputs.held_out, inputs.pairs)
 
 
 def _require_same_inputs(

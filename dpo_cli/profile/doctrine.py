@@ -225,6 +225,16 @@ class RunRecipe:
         return propose_learning_rate(factors, self.parameters, is_lora=self.is_lora)
 
     @property
+    def is_proposed(self) -> bool:
+        """Return True if loss and learning rate are at most those that `dpo init` proposes."""
+        # Skipped rows shorten the schedule a little.
+        return (
+            self.optimizer == "adamw"
+            and self.has_proposed_loss
+            and self.learning_rate <= 1.1 * self.proposed_rate
+        )
+
+    @property
     def has_proposed_loss(self) -> bool:
         """Return True if the loss is the proposed one."""
         return (self.reduction, self.beta) == (REDUCTION, BETA)

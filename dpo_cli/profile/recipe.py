@@ -220,7 +220,7 @@ def _limits(proposal: Proposal, *, is_lora: bool) -> Sequence[str]:
             " steps",
             f"  (mean of the schedule: {mean}) add up to at most {lr_sum} (lr_sum)",
         )
-    known = "known to be safe" if proposal.limit == doctrine.MAX_LEARNING_RATE else "usual"
+    known = "proposed" if proposal.limit == doctrine.MAX_LEARNING_RATE else "usual"
     return (
         f"  {chosen}: the largest that is {known} for a model of this size. It adds up to",
         f"  an lr_sum (sum over all steps) of {show_value(float(f'{proposal.lr_sum:.1e}'))}",

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from dpo_cli.checks import first_step, resources
+from dpo_cli.checks.torch_checks import TorchChecks
 from dpo_cli.checks.trial_trainer import TARGET_TOKENS, small_micro_batch
 from dpo_cli.compute.device import resolve
 from dpo_cli.findings import Diagnosis, Finding, Level
@@ -277,6 +278,9 @@ def test_each_bad_input_is_reported_beside_malformed_rows(
         assert of(diagnosis, "data").level is SKIP
         assert of(diagnosis, "weights").level is OK
         return
+    if code == "profile-key":  # reported at once
+        assert {each.code for each in diagnosis.findings} <= {"profile-key", "files"}
+        return
     malformed = of(diagnosis, "data-malformed").message.splitlines()
     assert malformed[0] == "2 of 8 rows are malformed (more than 1 %)"
     assert malformed[1].startswith("line 3: not JSON")
@@ -293,17 +297,21 @@ def test_an_unreadable_profile_is_the_only_finding(
     assert diagnosis.findings == (of(diagnosis, "profile-unreadable"),)
 
 
-def test_a_missing_key_skips_the_checks_that_need_it(examined: Examine, bench: Path) -> None:
+def test_errors_of_the_profile_end_the_checks_before_torch(
+    examined: Examine, bench: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("the profile has errors")
+
+    monkeypatch.setattr(TorchChecks, "run", fail)
     (bench / "my.toml").write_text(PROFILE_WITHOUT_DATA)
-    diagnosis = examined()
-    assert of(diagnosis, "profile-key").subject == "my.toml  data.data_path"
-    assert of(diagnosis, "data") == Finding("data", SKIP, "", "needs its file")
-    assert of(diagnosis, "weights").level is OK
-    assert of(diagnosis, "tokenizer").level is OK
-    assert codes(diagnosis, SKIP) == [
-        *("data", "plan", "tokenizer-fit", "first-loss", "gradients"),
-        *("lr-sum", "saturation", "memory", "time"),
-    ]
+    diagnosis = examined("train.epochs=0", "model.weights=./none.pth")
+    assert codes(diagnosis, ERROR) == ["profile-key", "profile-key", "file-unusable"]
+    assert {each.subject for each in diagnosis.findings if each.code == "profile-key"} == {
+        "my.toml  data.data_path",
+        "--set  train.epochs = 0",
+    }
+    assert diagnosis.facts == {}
 
 
 PROFILE_WITHOUT_DATA = f"""\
@@ -311,14 +319,6 @@ PROFILE_WITHOUT_DATA = f"""\
 weights = "./full_sft_32.pth"
 tokenizer = "{TOKENIZER}"
 """
-
-
-def test_a_wrong_value_skips_the_checks_of_the_run(examined: Examine) -> None:
-    diagnosis = examined("train.epochs=0")
-    assert codes(diagnosis, ERROR) == ["profile-key"]
-    assert codes(diagnosis, SKIP) == ["plan", "lr-sum", "saturation", "memory", "time"]
-    assert of(diagnosis, "gradients").level is OK
-    assert "plan" not in diagnosis.facts
 
 
 def test_a_held_out_file_that_is_missing(examined: Examine, bench: Path) -> None:

@@ -180,6 +180,23 @@ def test_a_step_that_takes_its_pairs_far_down_names_a_rate_that_does_not(
     assert again.level is Level.OK
 
 
+@pytest.mark.parametrize(
+    ("accumulation", "rate", "code"),
+    [(2, "5e-6", "update"), (1, "5e-6", "update-large"), (2, "1e-5", "update-large")],
+)
+def test_a_part_of_a_step_proves_nothing_about_the_values_of_init(
+    examined: Examine, monkeypatch: pytest.MonkeyPatch, accumulation: int, rate: str, code: str
+) -> None:
+    """Fewer pairs move further, so that a trial on some of them is no reason to warn."""
+    monkeypatch.setattr("dpo_cli.checks.lr_sum.LOW_LOSS", 0.69314)
+    diagnosis = examined(
+        *("dpo.reduction=sum", "dpo.beta=0.1", f"train.learning_rate={rate}"),
+        *("train.batch_size=3", f"train.accumulation_steps={accumulation}"),
+    )
+    found = of(diagnosis, code)
+    assert ("of the 6 pairs of a step" in found.message) == (code == "update")
+
+
 def test_the_safe_share_is_measured_not_only_extrapolated() -> None:
     """The answers of this model react most to the first part of a step."""
     measured: list[float] = []

@@ -473,6 +473,26 @@ def test_on_a_terminal_paths_are_requested_if_nothing_is_found(
     assert profile.data.columns == {"prompt": "q", "chosen": "good", "rejected": "bad"}
 
 
+def test_a_misspelled_column_is_the_default_answer(
+    dpo: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout(here, "full_sft_512.pth")
+    (here / "near.jsonl").write_text('{"question": "p", "prompt": "q", "chosn": "c", "bad": "r"}\n')
+    waiting, defaults = iter(["", "four", "5", "bad"]), list[str | None]()
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+
+    def prompt(text: str, default: str | None) -> str:
+        defaults.append(default)
+        return next(waiting) or str(default)
+
+    monkeypatch.setattr("typer.prompt", prompt)
+    code, out, err = dpo("init", "my", "--data", "near.jsonl")
+    assert (code, err) == (0, "")
+    assert defaults == ["3", None, None, None]
+    assert out.count("    Type a number from 1 to 4, or a column name.") == 2
+    assert written().data.columns == {"chosen": "chosn", "rejected": "bad"}
+
+
 def test_the_options_answer_in_advance(
     dpo: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

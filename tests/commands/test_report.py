@@ -159,7 +159,7 @@ def test_a_png_where_the_extra_is_installed(dpo: Cli, plain: RunDirectory) -> No
 
 
 def test_a_report_is_one_file(dpo: Cli, plain: RunDirectory) -> None:
-    assert dpo("report", "plain") == (0, f"wrote {plain.name}.html\n", "")
+    assert dpo("report", "plain") == (0, f"wrote {plain.name}.html; open it in a web browser\n", "")
     text = Path(f"{plain.name}.html").read_text(encoding="utf-8")
     page = Page(text)
     assert not {"link", "iframe", "object", "base"} & set(page.tags)
@@ -240,7 +240,7 @@ def test_a_comparison_does_not_replace_the_report_of_one_run(
     dpo("report", "plain")
     alone = Path(f"{plain.name}.html").read_bytes()
     both = f"{plain.name}-vs-{other.name}.html"
-    assert dpo("report", "plain", "other") == (0, f"wrote {both}\n", "")
+    assert dpo("report", "plain", "other") == (0, f"wrote {both}; open it in a web browser\n", "")
     assert Path(f"{plain.name}.html").read_bytes() == alone
     assert len(Page(Path(both).read_text(encoding="utf-8")).texts) > 0
 

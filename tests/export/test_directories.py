@@ -118,6 +118,13 @@ def test_through_dpo_itself(tmp_path: Path) -> None:
     again = dpo("import", "published", cwd=tmp_path, timeout=SECONDS)
     assert again.returncode == 1
     assert "exists" in again.stderr
+    over = dpo(
+        *("import", "published", "--to", "published/pytorch_model.bin", "--force"),
+        cwd=tmp_path,
+        timeout=SECONDS,
+    )
+    assert over.returncode == 1
+    assert "is a file of the imported directory" in " ".join(over.stderr.split())
     none = dpo("import", ".", cwd=tmp_path, timeout=SECONDS)
     assert none.returncode == 2
     assert "not a Hugging Face directory" in none.stderr

@@ -176,6 +176,23 @@ def score_as_the_run_did(run: RunDirectory) -> None:
     assert evaluation_seconds(run) == max(event.seconds for event in evaluations)
 
 
+def test_starting_weights_are_not_replaced(
+    trained: RunDirectory, shared: Path, tmp_path: Path
+) -> None:
+    """A run that lost its starting weights cannot be resumed."""
+    start = tmp_path / "start.pth"
+    start.write_bytes((shared / START).read_bytes())
+    (tmp_path / "link.pth").symlink_to(start)
+    moved = [f"model.weights={start}"]
+    for path in (start, tmp_path / "link.pth"):
+        with pytest.raises(DpoError, match=r"is model.weights of this run"):
+            export_run(trained, path, None, True, moved)
+    with pytest.raises(DpoError, match=r"contains model.weights of this run"):
+        export_run(trained, tmp_path, None, True, moved, export_format="hf")
+    assert start.read_bytes() == (shared / START).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.pth", "start.pth"]
+
+
 def test_held_out_pairs_are_scored_as_the_run_did(trained: RunDirectory) -> None:
     """The metrics are equal to the bit. The new process has a worker's settings of torch."""
     events = trained.events_path.read_bytes()

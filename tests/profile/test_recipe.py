@@ -114,7 +114,7 @@ def test_the_arithmetic_is_written_down(folder: Path) -> None:
 
 def test_a_capped_rate_says_so(folder: Path) -> None:
     note = "\n".join(draft_of(folder, "dense", SMALL, 60).notes["train.learning_rate"])
-    assert "5e-6: the largest that is known to be safe" in note
+    assert "5e-6: the largest that is proposed" in note
     assert "an lr_sum (sum over all steps) of 3e-5" in note
 
 

@@ -99,6 +99,13 @@ def test_one_model_by_groups(width: int) -> None:
     assert_snapshot(f"evaluation-{width}", shown(evaluation(GROUPS), width))
 
 
+def test_the_only_language_has_no_row_of_its_own() -> None:
+    groups = {"all": figures(0.75, 40), "language/Latin": figures(0.75, 40)}
+    assert "Latin" not in shown(evaluation(groups), 120)
+    groups["language/Latin"] = figures(0.75, 39)
+    assert "Latin" in shown(evaluation(groups), 120)
+
+
 def test_models_side_by_side() -> None:
     others = {"all": EQUAL}, {"all": figures(0.72, 400)}
     assert_snapshot("evaluation-merged", shown(evaluation(GROUPS, *others), 120))
@@ -173,7 +180,7 @@ def scores(accuracy: float, pairs: int) -> ModelScores:
 def test_truncated_pairs_and_known_prompts_are_notes() -> None:
     leaky = dataclasses.replace(evaluation(GROUPS), truncated=52, known_prompts=40)
     leak, cut, *_ = notes(leaky)
-    assert leak.startswith("40 of 400 (10 %) pairs have a prompt that the run also trained on")
+    assert leak.startswith("40 of 400 (10 %) pairs have a prompt that is also trained on")
     assert cut.startswith("52 of 400 (13 %) pairs are truncated at data.max_seq_len = ")
     told = as_json(leaky)
     assert (told["truncated"], told["known_prompts"]) == (52, 40)

@@ -13,7 +13,12 @@ from dpo_cli.ui.terminal.export import export_lines
 
 
 def lines_of(
-    *, dtype: str = "float16", seed: int | None = None, not_compared: str = "", **retention: Any
+    *,
+    dtype: str = "float16",
+    seed: int | None = None,
+    not_compared: str = "",
+    unfinished_of: int | None = None,
+    **retention: Any,
 ) -> list[str]:
     """Return the lines between the file and the log-probs."""
     measured = {"changed": 0.0312, "kept": 0.9, "relative_error": 0.2, "start_error": 0.0}
@@ -25,6 +30,7 @@ def lines_of(
         size_bytes=10,
         tensors=75,
         optimizer_step=3,
+        unfinished_of=unfinished_of,
         pairs_compared=4,
         mean_logp_difference=0.0,
         max_logp_difference=0.0,
@@ -39,6 +45,7 @@ def lines_of(
     )
     first, *lines, last = [line.plain for line in export_lines(report)]
     assert first.startswith("wrote rlhf_512.pth: 10 B, ")
+    assert first.endswith("after step 3 of 33; the run is not finished") == bool(unfinished_of)
     assert last.startswith("log-probs")
     return lines
 
@@ -69,10 +76,14 @@ def test_rounding_to_nearest_loses_most_of_the_update() -> None:
     assert meaning.startswith("   About 100 %: nothing is lost on average.")
 
 
-def test_float32_loses_nothing() -> None:
-    figures, meaning = lines_of(dtype="float32", kept=1.0, relative_error=0.0)
-    assert "the file has 100 % of what training changed; rounding errors are 0 times" in figures
-    assert meaning.startswith("   100 %: nothing is lost, because float32")
+def test_a_file_that_keeps_the_training_needs_one_line() -> None:
+    assert lines_of(kept=0.998, relative_error=0.01, unfinished_of=33) == [
+        "the float16 file keeps the training (99.8 % of what training changed)"
+    ]
+    assert lines_of(dtype="float32", kept=1.0, relative_error=0.0) == [
+        "the float32 file keeps the training (100 % of what training changed)"
+    ]
+    assert len(lines_of(kept=0.94, relative_error=0.1)) == 2
 
 
 @pytest.mark.parametrize("seed", [None, 5])

@@ -81,6 +81,12 @@ def test_the_verdict_names_the_next_command(
     assert [line.plain for line in lines] == [words, command]
 
 
+def test_the_verdict_has_the_duration() -> None:
+    diagnosis = Diagnosis(FINDINGS[:2], None, {"forecast": {"seconds": 660.0}})
+    words, _ = verdict(diagnosis, "train it", "check it")
+    assert words.plain == "ready to train, about 11m 00s, with 1 warning"
+
+
 # --- the bar -----------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dpo_cli.commands.compared_runs import compared_run
 from dpo_cli.paired import ModelScores
-from dpo_cli.run.events import Evaluated, Planned, history
+from dpo_cli.run.events import Completed, Evaluated, Planned, Sampled, Stopped, history
 from dpo_cli.ui.comparison import ComparedRun
 from dpo_cli.ui.outcome import outcome
 from tests.support import story
@@ -25,6 +25,51 @@ def test_a_run_that_worked(tmp_path: Path) -> None:
         "The run worked: the loss of 40 held-out pairs fell from 0.6931 to 0.5231:"
     )
     assert accuracy == "Accuracy is 0.82 (95 %: 0.68 to 0.91), better than chance (0.50)."
+
+
+def test_a_run_under_way_has_not_worked_yet(tmp_path: Path) -> None:
+    events = [event for event in story.contender({}) if not isinstance(event, Completed)]
+    for ending in ([], [Stopped(reason="interrupted", step=400, optimizer_step=200)]):
+        loss, _ = outcome(run_of(tmp_path / str(len(ending)), *events, *ending))
+        assert loss.startswith(
+            "So far (step 200 of 200), the loss of 40 held-out pairs fell from 0.6931 to 0.5231:"
+        )
+    few = [event for event in story.contender({}, lead=-0.16) if not isinstance(event, Completed)]
+    assert outcome(run_of(tmp_path / "few", *few))[0].startswith("Undecided so far (step 200 of")
+
+
+def test_answers_that_did_not_change(tmp_path: Path) -> None:
+    events = list(story.contender({}))
+    assert not any("word for word" in each for each in outcome(run_of(tmp_path / "a", *events)))
+    same = {"place": "row 1", "prompt": "Why?", "policy": "So.", "reference": "So."}
+    sampled = Sampled(step=400, optimizer_step=200, samples=(same, same), seconds=1.0)
+    sentences = outcome(run_of(tmp_path / "b", *events[:-1], sampled, events[-1]))
+    assert "All sampled answers (2) are word for word those of the reference." in sentences
+
+
+def test_a_gain_on_pairs_that_differ_in_length(tmp_path: Path) -> None:
+    def events(longer: float, lead: float) -> list[object]:
+        return [
+            replace(
+                event,
+                groups={
+                    **event.groups,
+                    "length/chosen longer": {"pairs": longer},
+                    "length/rejected longer": {"pairs": 40 - longer},
+                },
+            )
+            if isinstance(event, Evaluated)
+            else event
+            for event in story.contender({}, lead=lead)
+        ]
+
+    def note(longer: float, lead: float = 0.0) -> str:
+        place = tmp_path / f"{longer}{lead}"
+        return " ".join(outcome(run_of(place, *events(longer, lead))))
+
+    assert "Chosen is the longer answer in 30 of 40 (75 %) pairs: part of the gain" in note(30)
+    assert "Chosen is the shorter answer in 35 of 40 (88 %) pairs" in note(5)
+    assert "part of the gain" not in note(21) + note(30, -0.6)
 
 
 def test_a_change_that_no_digit_shows(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.run.event_writer import EventWriter
 from dpo_cli.run.events import Exported
+from dpo_cli.run.protected import inputs_of_run, require_free_of_inputs
 from dpo_cli.training.sources import training_pairs
 from dpo_cli.training.weights import read_start, read_trained
 
@@ -71,6 +72,7 @@ class GgufReport:
         path: the directory.
         files: its GGUF files, from the most exact to the smallest.
         optimizer_step: step of the exported checkpoint.
+        unfinished_of: planned steps of a run that is not completed; None if it is.
         proof: llama.cpp's replies; None if `not_proven` has a reason.
         not_proven: why llama.cpp did not load the files.
         not_compared: why the weights were not compared with the starting weights.
@@ -81,6 +83,7 @@ class GgufReport:
     path: Path
     files: Sequence[GgufFile]
     optimizer_step: int
+    unfinished_of: int | None
     proof: Proof | None
     not_proven: str
     not_compared: str
@@ -112,7 +115,8 @@ def export_gguf(
 
     Raises:
         DpoError: the package gguf is missing, GGUF has no such architecture or tokenizer, the
-            destination is not this run's, or llama.cpp computes something else than the training.
+            destination is not this run's or is an input of it, or llama.cpp computes something else
+            than the training.
     """
     require_gguf()
     profile = load_profile(run.profile_path, overrides).profile
@@ -124,6 +128,7 @@ def export_gguf(
     vocabulary = GgufVocabulary(tokenizer, stop_ids, model.vocab_size)
     own_name = trained.architecture.file_name(profile.export.prefix)
     path = (destination or default_directory(run, profile, own_name)).absolute()
+    require_free_of_inputs(path, inputs_of_run(run, overrides), "--to")
     check_directory(run, path, force=force)
     name = path.name.removesuffix("-gguf")
     pairs = _first_pairs(profile)
@@ -191,6 +196,7 @@ def export_gguf(
         path=path,
         files=files,
         optimizer_step=trained.optimizer_step,
+        unfinished_of=None if run.is_completed else trained.plan.steps.optimizer_steps,
         proof=proof,
         not_proven="" if prover else f"{_NOT_PROVEN}. {INSTALL}",
         not_compared=not_compared,

@@ -51,9 +51,11 @@ def held_out_lines(view: RunView, loss_change: MeanEstimate | None) -> list[Text
         earlier_ranking = f"{before[RANKING]:.2f} -> " if RANKING in before else ""
         ranking = f", ranking {earlier_ranking}{after[RANKING]:.2f}"
         meanings = [ACCURACY_MEANING, RANKING_MEANING]
+    # A run that was stopped may have trained on after its last evaluation.
+    where = f" after step {now.optimizer_step:,}" if now.step < view.step else ""
     return [
         Text(
-            f"held-out: loss {before['loss']:.4f} -> {after['loss']:.4f}{by}\n"
+            f"held-out{where}: loss {before['loss']:.4f} -> {after['loss']:.4f}{by}\n"
             f"          accuracy {earlier}{format_number(after.get(ACCURACY), '.2f')}{ranking}, "
             f"in {format_duration(view.elapsed_seconds(view.time))}"
         ),

@@ -20,6 +20,7 @@ from dpo_cli.profile.model_kind import KIND_TITLES
 from dpo_cli.profile.text import show_path
 from dpo_cli.run.events import ACCURACY, RANKING, TIES
 from dpo_cli.run.plan import KNOWN_SHARE, part_of
+from dpo_cli.ui.outcome import length_note
 from dpo_cli.ui.significance import (
     ACCURACY_MEANING,
     ACCURACY_NAMES,
@@ -81,6 +82,8 @@ class EvaluationView:
         for name in columns:
             table.add_column(name, justify="right", no_wrap=True)
         for name, figures in rows.items():
+            if name.startswith("language/") and figures["pairs"] == rows[ALL]["pairs"]:
+                continue  # the only language: its figures are those of all pairs
             cells = (cell(figures) for cell in columns.values())
             table.add_row(name.rpartition("/")[2], *cells)
         return table
@@ -147,7 +150,7 @@ def notes(evaluation: Evaluation) -> list[str]:
     pairs = int(evaluation.models[0].groups[ALL]["pairs"])
     if (evaluation.known_prompts or 0) > KNOWN_SHARE * pairs:
         lines.append(
-            f"{part_of(evaluation.known_prompts, pairs)} pairs have a prompt that the run also"
+            f"{part_of(evaluation.known_prompts, pairs)} pairs have a prompt that is also"
             " trained on: they make the result look better than it is"
         )
     if evaluation.truncated:
@@ -168,6 +171,8 @@ def notes(evaluation: Evaluation) -> list[str]:
         )
     for letter, model in models.items():
         lines.append(_subject([letter], models) + _compare_with_chance(model.groups[ALL]))
+    if any(_is_above_chance(model.groups[ALL]) for model in models.values()):
+        lines += [note] if (note := length_note(next(iter(models.values())).groups)) else []
     if len(models) > 1:
         letters = list(models)
         return lines + [
@@ -186,15 +191,19 @@ def _is_reference(figures: Figures) -> bool:
     return figures.get(TIES) == 1
 
 
+def _is_above_chance(figures: Figures) -> bool:
+    return figures[_decisive(figures) + LOW] > _CHANCE and not _is_reference(figures)
+
+
 def _compare_with_chance(figures: Figures) -> str:
     """Compare the accuracy of a model with chance, by its 95 % interval."""
     if _is_reference(figures):
         return "identical to the reference: nothing was learned"
     name = _decisive(figures)
-    seen, low, high = (figures[name + end] for end in ("", LOW, HIGH))
+    seen, high = figures[name], figures[name + HIGH]
     pairs = int(figures["pairs"])
     over = f"{ACCURACY_NAMES[name]} {seen:.2f} over {format_count(pairs, 'pair')}"
-    if low > _CHANCE:
+    if _is_above_chance(figures):
         return f"{over}: significantly above 0.5 (95 %)"
     if high < _CHANCE:
         return f"{over}: significantly below 0.5 (95 %)"
@@ -210,7 +219,7 @@ def _small_groups(groups: Mapping[str, Figures]) -> Iterator[str]:
     unclear = [
         group.rpartition("/")[2]
         for group, figures in groups.items()
-        if group != ALL and not _is_decided(figures, name)
+        if figures["pairs"] < groups[ALL]["pairs"] and not _is_decided(figures, name)
     ]
     if unclear and not _is_reference(groups[ALL]):
         metric = ACCURACY_NAMES[name]

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 LOST_SHARE = 0.5
 """Error, relative to the update, above which a warning is shown."""
 
+_NEGLIGIBLE = 0.05
+"""Difference of the update retention from 1 that needs no explanation."""
+
 
 def export_lines(report: ExportReport) -> list[Text]:
     """Return lines about the file, its rounding and the effect on the update."""
@@ -31,7 +34,7 @@ def export_lines(report: ExportReport) -> list[Text]:
         Text(
             f"wrote {report.path}: {format_size(report.size_bytes)}, {report.dtype}{rounded}, "
             f"{format_count(report.tensors, 'tensor')}, "
-            f"after step {report.optimizer_step}"
+            f"{after_step(report.optimizer_step, report.unfinished_of)}"
         ),
         *_retention_lines(report),
         Text(
@@ -41,6 +44,13 @@ def export_lines(report: ExportReport) -> list[Text]:
         ),
         *_stop_lines(report),
     ]
+
+
+def after_step(step: int, unfinished_of: int | None) -> str:
+    """Return the step of an export; `unfinished_of` as in `ExportReport`."""
+    if unfinished_of is None:
+        return f"after step {step}"
+    return f"after step {step} of {unfinished_of}; the run is not finished"
 
 
 def held_out_lines(evaluation: Evaluation) -> list[Text]:
@@ -84,6 +94,10 @@ def _retention_lines(report: ExportReport) -> list[Text]:
         return [Text(f"not compared with the starting weights: {report.not_compared}")]
     if retention is None:
         return [Text("no weight differs from the starting weights, not even in float32")]
+    is_whole = abs(retention.kept - 1) <= _NEGLIGIBLE and retention.relative_error <= LOST_SHARE
+    if is_whole and not retention.start_error:
+        kept = f"{format_percent(retention.kept)} of what training changed"
+        return [Text(f"the {report.dtype} file keeps the training ({kept})")]
     # If the dtype cannot even hold the starting weights, the kept share is dominated by noise.
     is_meaningful = retention.start_error <= LOST_SHARE
     noise = f"rounding errors are {_times(retention.relative_error)} times as large as that change"
@@ -99,8 +113,6 @@ def _retention_lines(report: ExportReport) -> list[Text]:
 
 def _meaning(report: ExportReport) -> str:
     """Explain the share that is kept, which may exceed 100 %, and the rounding errors."""
-    if report.dtype == "float32":
-        return "100 %: nothing is lost, because float32 is the precision of training."
     if report.rounding == "stochastic":
         return (
             "About 100 %: nothing is lost on average. These errors are random and mostly cancel"

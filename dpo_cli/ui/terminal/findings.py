@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dpo_cli.findings import Diagnosis, Finding, Level
-from dpo_cli.formatting import format_count
+from dpo_cli.formatting import format_count, format_duration
 
 _LABELS = {
     Level.OK: Text("ok", style="green"),
@@ -92,7 +92,9 @@ def verdict(diagnosis: Diagnosis, command: str, again: str) -> list[Text]:
     if errors:
         words = f"not ready to train: {problems}"
         return [Text(words, style="bold red"), _command("once fixed: ", again)]
-    words = f"ready to train, with {problems}" if problems else "ready to train"
+    forecast = diagnosis.facts.get("forecast")
+    duration = f", about {format_duration(forecast['seconds'])}" if forecast else ""
+    words = f"ready to train{duration}" + (f", with {problems}" if problems else "")
     return [Text(words, style="bold green"), _command("next: ", command)]
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 from dpo_cli.export.usage import gguf_commands
 from dpo_cli.formatting import format_count, format_number, format_percent, format_size
 from dpo_cli.run.events import ACCURACY, Alert
+from dpo_cli.ui.terminal.export import after_step
 from dpo_cli.ui.terminal.plain import alert_lines
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def gguf_lines(report: GgufReport) -> list[Text]:
     lines = [
         Text(
             f"wrote {report.path}: {format_count(len(report.files), 'GGUF file')} and a Modelfile,"
-            f" after step {report.optimizer_step}"
+            f" {after_step(report.optimizer_step, report.unfinished_of)}"
         )
     ]
     if report.proof is None:

@@ -175,6 +175,9 @@ def plan_facts(plan: Plan, directory: Path) -> list[tuple[str, str]]:
     """Return the plan of a run as (name, fact) pairs."""
     pairs, steps, setting = plan.pairs, plan.steps, plan.setting
     kept = format_count(pairs.kept, "pair")
+    if pairs.truncated:
+        length = setting("data.max_seq_len")
+        kept += f" ({pairs.truncated:,} truncated to {length:,} tokens)"
     if pairs.held_out:
         kept += f", {pairs.held_out:,} held out"
     if pairs.skipped_rows:

@@ -15,7 +15,7 @@ from dpo_cli.compute.loss_scale import make_scaler
 from dpo_cli.compute.memory import free_memory, peak_process_bytes
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.formatting import format_size
-from dpo_cli.models.loading import checkpoint_activations
+from dpo_cli.models.options import checkpoint_activations
 from dpo_cli.training.failures import is_out_of_memory
 from dpo_cli.training.inputs import RunInputs
 

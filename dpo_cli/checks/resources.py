@@ -15,6 +15,7 @@ from dpo_cli.data.batching import make_batch
 from dpo_cli.formatting import format_count, format_rate, format_size
 from dpo_cli.models.forward_size import activation_bytes_per_token, training_bytes
 from dpo_cli.models.loading import ModelWeights
+from dpo_cli.models.quantized import require_kernels
 from dpo_cli.models.trainable import trainable_of
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
@@ -32,6 +33,8 @@ def check_device(reporter: Reporter, profile: Profile) -> Device:
     """Open the device of the profile; if that fails, the CPU, so that other checks can run."""
     with reporter.errors_as("device-unusable", "train.device"):
         device = resolve(profile.train.device, profile.train.dtype)
+        if profile.model.quantization is not None:
+            require_kernels(profile.model.quantization, device.torch_device)
         _check_usage(reporter, device)
         return device
     return resolve("cpu", "float32")

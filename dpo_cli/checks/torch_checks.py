@@ -16,6 +16,7 @@ from dpo_cli.checks.lr_sum import check_lr_sum, check_update
 from dpo_cli.checks.model import check_fit, check_tokenizer, check_weights
 from dpo_cli.checks.pairs import check_held_out, check_overlap, check_template
 from dpo_cli.checks.preview import preview
+from dpo_cli.checks.quantization import check_quantization
 from dpo_cli.checks.reporter import Reporter
 from dpo_cli.checks.resources import check_contention, check_device, check_disk, check_plan
 from dpo_cli.checks.template import check_ending, check_headers, check_scored_words
@@ -154,6 +155,9 @@ class TorchChecks:
                 return facts
             check_update(reporter, trial)
             facts["forecast"] = check_forecast(reporter, trial, startup_seconds, on_progress)
+            del trial  # and its memory, before the weights are loaded in float32
+            if error := check_quantization(reporter, inputs, on_progress):
+                facts["quantization"] = error
             if inputs.device.type == "cpu":
                 seconds, cpu_seconds = time.perf_counter() - began, time.thread_time() - cpu_began
                 check_contention(reporter, seconds, cpu_seconds, stolen.share())

@@ -24,7 +24,6 @@ from dpo_cli.profile.foreign.rules import (
     whole,
 )
 
-_FLOAT32 = "not supported: the weights of the model stay in float32, which needs more memory"
 
 
 def _shortened(key: str, value: str) -> Rule:
@@ -251,6 +250,5 @@ UNSLOTH: Mapping[str, Rule] = {
     "model_name": hub_or_path("model.weights", "revision"),
     "revision": part_of("model.weights", "model_name"),
     "max_seq_length": only("the length of the model; pairs are shortened to max_length"),
-    "load_in_4bit": only(_FLOAT32, False),
     "full_finetuning": only("", True, False),
 }

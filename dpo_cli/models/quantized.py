@@ -84,9 +84,9 @@ def quantize(model: PreTrainedModel, quantization: Quantization) -> None:
 
 def set_compute_dtype(model: nn.Module, dtype: torch.dtype) -> None:
     """Set the dtype in which the quantized layers of a model multiply."""
-    for module in model.modules():
-        if hasattr(module, "compute_dtype"):
-            module.compute_dtype = dtype
+    layers: list[Any] = [each for each in model.modules() if hasattr(each, "compute_dtype")]
+    for layer in layers:
+        layer.compute_dtype = dtype
 
 
 def require_kernels(quantization: Quantization, device: torch.device) -> None:
@@ -115,7 +115,7 @@ def _quantized(layer: nn.Module, quantization: Quantization) -> nn.Module:
 def _nf4(layer: nn.Linear) -> nn.Module:
     """Return a layer in NF4, whose scales are quantized, too (QLoRA, arXiv:2305.14314)."""
     modules: Any = load_bitsandbytes().nn
-    packed: nn.Module = modules.Linear4bit(
+    packed: Any = modules.Linear4bit(
         layer.in_features, layer.out_features, bias=False, quant_type="nf4", device="meta"
     )
     packed.weight = modules.Params4bit(
@@ -125,7 +125,8 @@ def _nf4(layer: nn.Linear) -> nn.Module:
     # Without a dtype, the layer takes that of its first input for all others.
     packed.compute_dtype, packed.compute_type_is_set = torch.float32, True
     packed.support_avx512bf16_for_cpu = False
-    return packed
+    quantized: nn.Module = packed
+    return quantized
 
 
 class Int8Linear(nn.Linear):

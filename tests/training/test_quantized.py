@@ -35,9 +35,7 @@ from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Evaluated, Sampled, StepDone, history
 from dpo_cli.training.weights import read_start, read_trained
 from tests.support import families, workers
-from tests.support.cli import Run, dpo, set_options
-from tests.support.small_runs import golden_settings
-from tests.training.test_lora import (
+from tests.support.adapters import (
     IDS,
     MODELS,
     logits,
@@ -46,6 +44,8 @@ from tests.training.test_lora import (
     start_weights,
     trained_weights,
 )
+from tests.support.cli import Run, dpo, set_options
+from tests.support.small_runs import golden_settings
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 

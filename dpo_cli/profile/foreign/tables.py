@@ -25,7 +25,6 @@ from dpo_cli.profile.foreign.rules import (
 )
 
 
-
 def _shortened(key: str, value: str) -> Rule:
     """Set data.max_seq_len, and data.truncation to how the tool shortens longer pairs."""
     return Rule(

@@ -39,7 +39,7 @@ def run_checks(
     if result is None:
         return Diagnosis(tuple(reporter.findings), None, {})
     loaded, wrong_keys = result
-    unusable = check_files(reporter, loaded, wrong_keys)
+    unusable = check_files(reporter, loaded, wrong_keys, downloads=takes_steps)
     check_trackers(reporter, loaded.profile)
 
     on_progress("loading PyTorch", 0, 0, "")

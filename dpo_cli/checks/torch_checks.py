@@ -13,6 +13,7 @@ from dpo_cli.checks.first_step import check_first_step, check_layout, check_star
 from dpo_cli.checks.forecast import check_forecast
 from dpo_cli.checks.launch import check_launch, check_world_size
 from dpo_cli.checks.lr_sum import check_lr_sum, check_update
+from dpo_cli.checks.memory_need import check_need, check_need_of_config
 from dpo_cli.checks.model import check_fit, check_tokenizer, check_weights
 from dpo_cli.checks.pairs import check_held_out, check_overlap, check_template
 from dpo_cli.checks.preview import preview
@@ -97,6 +98,8 @@ class TorchChecks:
             shown = preview(reporter, data.rows, tokenizer, pair)
 
         facts: dict[str, Any] = data.facts() if data else {}
+        if weights is None and not self.wrong_keys:
+            facts |= _named("memory_need", check_need_of_config(reporter, profile, device))
         rows = data.rows if data else None
         inputs = self.assemble(device, weights, reference, tokenizer, rows, held_out)
         if inputs and data:
@@ -143,6 +146,7 @@ class TorchChecks:
         facts: dict[str, Any] = {}
         if not self.takes_steps:
             reporter.skip("steps", _STEPS)
+            facts["memory_need"] = check_need(reporter, inputs)
         began, cpu_began, stolen = time.perf_counter(), time.thread_time(), StolenTime()
         try:
             trial = self.try_out(inputs, tokenizer) if self.takes_steps else None
@@ -156,8 +160,7 @@ class TorchChecks:
             check_update(reporter, trial)
             facts["forecast"] = check_forecast(reporter, trial, startup_seconds, on_progress)
             del trial  # and its memory, before the weights are loaded in float32
-            if error := check_quantization(reporter, inputs, on_progress):
-                facts["quantization"] = error
+            facts |= _named("quantization", check_quantization(reporter, inputs, on_progress))
             if inputs.device.type == "cpu":
                 seconds, cpu_seconds = time.perf_counter() - began, time.thread_time() - cpu_began
                 check_contention(reporter, seconds, cpu_seconds, stolen.share())
@@ -212,3 +215,8 @@ class TorchChecks:
         if name in self.unusable:
             self.reporter.skip(name.replace("_", "-"), "its file")
         return name not in self.unusable
+
+
+def _named(name: str, figures: dict[str, Any] | None) -> dict[str, Any]:
+    """Return figures under a name; nothing if there are none."""
+    return {} if figures is None else {name: figures}

@@ -82,7 +82,7 @@ def measure(folder: Path, settings: list[str]) -> dict[str, Any]:
         env=environment,
         cwd=folder,
     )
-    forecast = json.loads(checked.stdout)["memory_need"]
+    forecast = json.loads(checked.stdout)["facts"]["memory_need"]
     trained = subprocess.Popen(
         [*command, "train", "dense", "--plain", "--quiet", *options], env=environment, cwd=folder
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.checks.reporter import Reporter
-from dpo_cli.checks.resources import estimate_memory
+from dpo_cli.checks.resources import estimate_memory, longest_forward
 from dpo_cli.compute.device import Device
 from dpo_cli.compute.memory import free_memory, process_bytes
 from dpo_cli.errors import DpoError
@@ -21,6 +21,9 @@ from dpo_cli.profile.schema import Profile
 from dpo_cli.training.inputs import RunInputs
 
 _CODE = "memory-need"
+_LATER_BYTES = 300_000_000
+"""What a process on a CPU takes beside the sums: libraries that are loaded with the optimizer, and
+memory that the C allocator keeps. Measured by benchmarks/memory.py with 16 layers."""
 _FILE_BYTES = 2
 """Bytes of a weight in a file, which stays in memory as it was read; most are bfloat16."""
 
@@ -30,9 +33,11 @@ def check_need(reporter: Reporter, inputs: RunInputs) -> dict[str, Any]:
     profile = inputs.profile
     found = estimate_memory(inputs)
     if inputs.device.type == "cpu":
-        found = replace(found, process=process_bytes())
+        found = replace(found, process=process_bytes() + _LATER_BYTES)
     name = profile.model.weights or inputs.weights.architecture.name
-    return _report(reporter, profile, inputs.device, Path(name).name, found, None)
+    return _report(
+        reporter, profile, inputs.device, Path(name).name, found, longest_forward(inputs)[1]
+    )
 
 
 def check_need_of_config(
@@ -75,7 +80,8 @@ def _of_config(reporter: Reporter, profile: Profile, device: Device, name: str) 
         scored_tokens=tokens,
     )
     if device.type == "cpu":
-        found = replace(found, process=process_bytes() + _FILE_BYTES * size.parameters)
+        as_read = _FILE_BYTES * size.parameters
+        found = replace(found, process=process_bytes() + _LATER_BYTES + as_read)
     shown = name.removeprefix(hub.PREFIX).partition("@")[0].rpartition("/")[2]
     return _report(reporter, profile, device, shown, found, tokens)
 
@@ -86,13 +92,13 @@ def _report(
     device: Device,
     name: str,
     found: MemoryNeed,
-    tokens: int | None,
+    tokens: int,
 ) -> dict[str, Any]:
-    """Report a need; `tokens` of the forward, None for the longest pairs of the data."""
+    """Report a need, of a forward of `tokens`."""
     facts = [name, profile.model.quantization or "float32"]
     if profile.lora.is_on:
         facts.append(f"rank {profile.lora.rank}")
-    facts.append("the longest forward" if tokens is None else f"{tokens:,} tokens")
+    facts.append(f"{tokens:,} tokens")
     parts = {
         "weights": found.weights + found.dequantized,
         "gradients and optimizer": found.optimizer,

@@ -131,7 +131,7 @@ def estimate_memory(inputs: RunInputs) -> MemoryNeed:
     needed during the first epoch.
     """
     weights, trainable, profile = inputs.weights, inputs.trainable, inputs.profile
-    longest, tokens = _longest_forward(inputs)
+    longest, tokens = longest_forward(inputs)
     has_reference = profile.dpo.needs_reference and not inputs.policy_is_reference
     size = ModelSize((), weights.parameters)
     if weights.quantization is not None:
@@ -152,7 +152,7 @@ def estimate_memory(inputs: RunInputs) -> MemoryNeed:
     )
 
 
-def _longest_forward(inputs: RunInputs) -> tuple[TokenizedPairs, int]:
+def longest_forward(inputs: RunInputs) -> tuple[TokenizedPairs, int]:
     """Return the pairs of the forward with the most tokens, and the number of those."""
     tokens, size = inputs.pairs.computed_tokens, inputs.order.batch_size
     global_batch = tokens.argsort(stable=True, descending=True).tolist()

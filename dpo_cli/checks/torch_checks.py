@@ -98,7 +98,7 @@ class TorchChecks:
             shown = preview(reporter, data.rows, tokenizer, pair)
 
         facts: dict[str, Any] = data.facts() if data else {}
-        if weights is None and not self.wrong_keys:
+        if weights is None and not (self.takes_steps or self.wrong_keys):
             facts |= _named("memory_need", check_need_of_config(reporter, profile, device))
         rows = data.rows if data else None
         inputs = self.assemble(device, weights, reference, tokenizer, rows, held_out)

@@ -282,7 +282,7 @@ def test_check_measures_what_quantizing_changes(shared: Path, tmp_path: Path) ->
     result = dpo("check", profile, *options, "--json", cwd=tmp_path)
     found = json.loads(result.stdout)
     assert result.returncode == 1, result.stderr  # random weights fit no tokenizer
-    error = found["quantization"]
+    error = found["facts"]["quantization"]
     assert 0 < error["mean_difference"] < error["largest_difference"]
     assert error["tokens"] > error["pairs"] > 0
     [finding] = [each for each in found["findings"] if each["code"] == "quantization"]

@@ -29,6 +29,7 @@ CONFIG = {
 def check(shared: Path, **settings: Any) -> tuple[Diagnosis, Finding]:
     values = {
         "model.weights": f"hf:{NAME}",
+        "model.tokenizer": str(shared / "tokenizer/minimind2"),
         "data.data_path": str(shared / "golden/data/train27.jsonl"),
         "train.device": "cpu",
         **settings,
@@ -78,9 +79,12 @@ def test_the_configuration_is_all_that_is_downloaded(
 def test_a_model_that_does_not_exist_is_one_error(hub: Hub, shared: Path) -> None:
     values = {
         "model.weights": "hf:them/none",
+        "model.tokenizer": str(shared / "tokenizer/minimind2"),
         "data.data_path": str(shared / "golden/data/train27.jsonl"),
     }
     found = dpo_cli.check("dense", values, quick=True)
-    [error] = [each for each in found.findings if each.level is Level.ERROR]
+    errors = [each for each in found.findings if each.level is Level.ERROR]
+    assert [each.code for each in errors] == ["weights-unusable"], errors
+    [error] = errors
     assert error.code == "weights-unusable"
     assert "them/none does not exist on the Hub" in error.message

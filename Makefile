@@ -13,7 +13,7 @@ BENCH_INPUTS = $(SHARED)/checkpoints/full_sft_512.pth $(SHARED)/tokenizer/minimi
 # that two cores bear four processes.
 TEST_JOBS ?= 4
 
-.PHONY: setup demo dist test test-cpu quick storm fuzz bench bench-gpu bench-scaling lint format clean
+.PHONY: setup demo dist test pytest test-cpu quick storm fuzz bench bench-gpu bench-scaling lint format clean
 
 setup: $(READY)
 
@@ -43,7 +43,11 @@ $(DIST)/ready:
 	$(DIST)/bin/python -m pip install --quiet build twine
 	touch $@
 
-test: lint
+# The linters take one core for half a minute, so the tests begin beside them.
+test: $(READY)
+	$(MAKE) --no-print-directory -j2 lint pytest
+
+pytest: $(READY)
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist worksteal
 
 # The tests that compare bits, under each instruction set of torch's CPU kernels: default, avx2, avx512.
@@ -54,28 +58,28 @@ test-cpu: $(READY)
 quick: lint
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist worksteal $$($(BIN)/python -m tests.support.quick)
 
-# A hundred random SIGKILLs of one run; it must end as one left in peace. `make test` does 25. Then
-# two ranks: 50 stops of one of them alone, 20 kills of the launcher.
+# A hundred random SIGKILLs of one run, which must end like an undisturbed one (`make test` does 25).
+# Then two ranks: 50 stops of one rank, 20 kills of the launcher.
 storm: $(READY)
 	$(BIN)/python -m tests.faults.storm --kills 100 --orphans 50 --starts 100
 	$(BIN)/python -m tests.faults.rank_storm --stops 50 --kills 20
 
 # Mutated profiles, rows, tables, weights, configurations, templates, tokenizers, runs, caches and
-# command lines, for FUZZ_SECONDS; what fails is kept in tests/fuzz/corpus, which `make test` checks.
+# command lines, for FUZZ_SECONDS; failures are kept in tests/fuzz/corpus, which `make test` checks.
 FUZZ_SECONDS ?= 3600
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
-# Against the plain loop and TRL: half an hour on a quiet machine, which it needs.
+# Speed of the plain loop, TRL and dpo; takes half an hour and needs an idle machine.
 bench: $(READY) $(BENCH)/ready
 	$(BIN)/python benchmarks/speed.py $(BENCH_INPUTS) --each --trl $(BENCH)/bin/python --json benchmarks/speed.json
 
-# On a GPU, for whoever has one: ten minutes a call at most; a second call makes what is missing. With
-# TRL after `make .venv-bench/ready`. See docs/machines.md.
+# The same on a GPU: a call takes ten minutes at most; a second call adds the missing parts. Measures
+# TRL, too, after `make .venv-bench/ready`. See docs/machines.md.
 bench-gpu: $(READY)
 	$(BIN)/python benchmarks/gpu.py $(if $(wildcard $(BENCH)/ready),--trl $(BENCH)/bin/python)
 
-# The same on a card: bfloat16 on both sides, where a card is found.
+# Speed by sequence length and batch size; uses a GPU, if there is one, in bfloat16.
 bench-scaling: $(READY) $(BENCH)/ready
 	$(BIN)/python benchmarks/scaling.py $(BENCH_INPUTS) --json benchmarks/scaling.json
 	$(BENCH)/bin/python benchmarks/plot.py benchmarks/scaling.json docs/pictures/scaling.svg

@@ -1,9 +1,10 @@
-"""What `train.kahan_summation` costs in time: AdamW's step with it and without, side by side.
+"""Time of AdamW's step with and without `train.kahan_summation`.
 
     python benchmarks/compensation.py ../shared/checkpoints/full_sft_512.pth --threads 2
 
-Both step the same weights by the same gradients in turn, so that what else the machine does meets
-both alike. Figures are medians, the ratio is that of each pair of steps.
+Both optimizers start from the same weights and get the same gradients. Their steps alternate, so
+other load on the machine affects both equally. Times are medians over the steps; the ratio is the
+median over the pairs of steps.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dpo_cli.training.optimizer import make_optimizer, set_learning_rate
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -39,20 +40,20 @@ def main() -> None:
     seconds: list[list[float]] = []
     for _ in range(options.steps + 1):
         seconds.append([])
-        for own, other in zip(*(model.parameters() for model in models), strict=True):
-            own.grad = other.grad = torch.randn_like(own)
+        for one, other in zip(*(model.parameters() for model in models), strict=True):
+            one.grad = other.grad = torch.randn_like(one)
         for optimizer in optimizers:
             set_learning_rate(optimizer, 1e-6)
             before = time.perf_counter()
             optimizer.step()
             seconds[-1].append(time.perf_counter() - before)
-    plain, kahan_summation = zip(*seconds[1:], strict=True)  # the first makes the moments
-    ratios = [after / before for before, after in zip(plain, kahan_summation, strict=True)]
+    plain, compensated = zip(*seconds[1:], strict=True)  # the first step allocates the moments
+    ratios = [slow / fast for fast, slow in zip(plain, compensated, strict=True)]
     print(f"{model_weights.parameters / 1e6:.1f} M weights, {options.threads} threads")
-    print(f"AdamW        {1000 * statistics.median(plain):.1f} ms a step")
-    print(f"kahan_summation  {1000 * statistics.median(kahan_summation):.1f} ms a step")
+    print(f"AdamW            {1000 * statistics.median(plain):.1f} ms a step")
+    print(f"kahan_summation  {1000 * statistics.median(compensated):.1f} ms a step")
     print(
-        f"ratio        {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f},"
+        f"ratio            {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f},"
         f" {options.steps} steps)"
     )
 

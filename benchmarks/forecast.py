@@ -1,15 +1,15 @@
-"""What `dpo check` foretells of a run against what the run then takes: time and memory.
+"""Compare the time and memory that `dpo check` forecasts with those of the run.
 
     python benchmarks/forecast.py ../shared/checkpoints/full_sft_512.pth \\
         ../shared/tokenizer/minimind2 ../shared/data/dpo_en_zh_400.jsonl \\
         --moe ../shared/checkpoints/full_sft_256_moe.pth \\
         --judged ../shared/data/dpo_judged_train.jsonl
 
-Four profiles: dense weights and experts, on the pairs and on the judged pairs, with activations
-made twice in one and the padded layout in another. Each is checked and then trained, in processes
-of their own, from an empty cache. What counts is the time from the command to its end, start-up
-included, and the most memory of the process (on a card: of its tensors). Exits 1 where a forecast
-is off by more than it may be. The machine must be idle.
+Measures four profiles: dense weights and experts, on the pairs and on the judged pairs, one of them
+with activation checkpointing, another with the padded layout. Each profile is checked and then
+trained in separate processes, from an empty cache. Time is the wall-clock time of the whole command
+with start-up. Memory is the peak of the process, or of the tensors on a GPU. Exits with code 1 if a
+forecast is off by more than `MAX_ERROR`. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from typing import Any
 
 from inputs import make_parser
 
-MOST_OFF = {"seconds": 0.20, "bytes": 0.15}
-"""Of what it really was."""
+MAX_ERROR = {"seconds": 0.20, "bytes": 0.15}
+"""Largest accepted error of a forecast, as a share of the measured value."""
 
 
 def profiles(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """The settings of each, beside those that all share."""
+    """Return the settings of each profile, without those that all profiles share."""
     dense, moe = options.model_weights, options.moe
-    pairs, evaluated_models = options.data, options.evaluated_models
+    pairs, judged = options.data, options.judged
     return {
         "dense, pairs": {"model.weights": dense, "data.data_path": pairs},
         "dense, judged, activations made twice": {
             "model.weights": dense,
-            "data.data_path": evaluated_models,
+            "data.data_path": judged,
             "train.activation_checkpointing": True,
             "train.accumulation_steps": 2,
         },
-        "experts, judged": {"model.weights": moe, "data.data_path": evaluated_models},
+        "experts, judged": {"model.weights": moe, "data.data_path": judged},
         "experts, pairs, padded": {
             "model.weights": moe,
             "data.data_path": pairs,
@@ -56,7 +56,7 @@ def profiles(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def measure(options: argparse.Namespace, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Check and train one profile."""
+    """Check and train one profile; return forecast and measured values."""
     rows = folder / "pairs.jsonl"
     with Path(settings["data.data_path"]).open(encoding="utf-8") as lines:
         rows.write_text("".join(itertools.islice(lines, options.pairs)), encoding="utf-8")
@@ -73,26 +73,26 @@ def measure(options: argparse.Namespace, settings: dict[str, Any], folder: Path)
     words = [f"{key}={str(v).lower() if isinstance(v, bool) else v}" for key, v in keys.items()]
     (folder / "my.toml").write_text("", encoding="utf-8")
     command = ["my.toml", *(word for pair in words for word in ("--set", pair))]
-    foretold, check_seconds, _ = run(["check", *command, "--json"], folder)
-    report = json.loads(foretold)
+    printed, check_seconds, _ = run(["check", *command, "--json"], folder)
+    report = json.loads(printed)
     forecast = report["facts"].get("forecast")
     if forecast is None:
-        raise SystemExit(f"nothing is foretold: {report['findings']}")
+        raise SystemExit(f"dpo check made no forecast: {report['findings']}")
     _, seconds, process_bytes = run(["train", *command, "--plain"], folder)
     [stream] = (folder / "runs").glob("*/events.jsonl")
     events = [json.loads(line) for line in stream.read_text(encoding="utf-8").splitlines()]
     device_bytes = max(event.get("device_bytes", 0) for event in events)
-    is_card = device_bytes > 0
-    foretold_bytes = forecast["device_bytes" if is_card else "process_bytes"]
-    actual_bytes = device_bytes if is_card else process_bytes
+    on_gpu = device_bytes > 0
+    forecast_bytes = forecast["device_bytes" if on_gpu else "process_bytes"]
+    actual_bytes = device_bytes if on_gpu else process_bytes
     return {
         "check_seconds": round(check_seconds, 1),
         "foretold_seconds": round(forecast["seconds"], 1),
         "seconds": round(seconds, 1),
         "seconds_off": round(forecast["seconds"] / seconds - 1, 3),
-        "foretold_mb": round(foretold_bytes / 1e6),
+        "foretold_mb": round(forecast_bytes / 1e6),
         "mb": round(actual_bytes / 1e6),
-        "bytes_off": round(foretold_bytes / actual_bytes - 1, 3),
+        "bytes_off": round(forecast_bytes / actual_bytes - 1, 3),
         "forecast": forecast,
         "step_seconds": [e["seconds"] for e in events if e["event"] == "StepDone"],
         "evaluation_seconds": [e["seconds"] for e in events if e["event"] == "Evaluated"],
@@ -100,7 +100,7 @@ def measure(options: argparse.Namespace, settings: dict[str, Any], folder: Path)
 
 
 def run(arguments: list[str], folder: Path) -> tuple[str, float, int]:
-    """What `dpo` prints, how long it takes, and the most memory that it or a child of it held."""
+    """Run `dpo`; return output, seconds, and peak bytes of the process and its children."""
     environment = {
         **os.environ,
         "DPO_CACHE_DIR": str(folder / "cache"),
@@ -126,14 +126,16 @@ def run(arguments: list[str], folder: Path) -> tuple[str, float, int]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = make_parser(__doc__)
-    parser.add_argument("--moe", type=Path, required=True, help="weights with experts")
-    parser.add_argument("--judged", type=Path, required=True, help="other pairs")
-    parser.add_argument("--pairs", type=int, default=64, help="rows of each file")
+    parser.add_argument("--moe", type=Path, required=True, help="weights of a mixture of experts")
+    parser.add_argument("--judged", type=Path, required=True, help="judged pairs")
+    parser.add_argument("--pairs", type=int, default=64, help="rows to use of each file")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--only", action="append", help="a profile's name; may be repeated")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument(
+        "--only", action="append", help="measure only this profile; may be repeated"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     options = parser.parse_args()
     results = {}
     for name, settings in profiles(options).items():
@@ -151,17 +153,17 @@ def main() -> None:
     show(results)
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    is_off = [
-        abs(result[f"{what}_off"]) > most
+    failures = [
+        abs(result[f"{quantity}_off"]) > limit
         for result in results.values()
-        for what, most in MOST_OFF.items()
+        for quantity, limit in MAX_ERROR.items()
     ]
-    sys.exit(any(is_off))
+    sys.exit(any(failures))
 
 
 def show(results: dict[str, dict[str, Any]]) -> None:
-    """The figures as a table in Markdown."""
-    print("| | check, s | foretold, s | took, s | off | foretold, MB | took, MB | off |")
+    """Print the figures as a table in Markdown."""
+    print("| | check, s | forecast, s | run, s | error | forecast, MB | run, MB | error |")
     print("|---|---|---|---|---|---|---|---|")
     for name, row in results.items():
         print(

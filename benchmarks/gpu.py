@@ -1,21 +1,21 @@
-"""One GPU: the plain loop and TRL against `dpo`, on fixed pairs and three models.
+"""Speed of `dpo`, the plain loop and TRL on one GPU, on fixed pairs and three models.
 
     make bench-gpu
-    python benchmarks/gpu.py --trl .venv-bench/bin/python      # the same, with TRL of that Python
-    python benchmarks/gpu.py --device cpu --quick              # all of it in minutes, at tiny sizes
+    python benchmarks/gpu.py --trl .venv-bench/bin/python      # also TRL, by this interpreter
+    python benchmarks/gpu.py --device cpu --quick              # tiny sizes, in minutes
 
-It needs nothing but this repository: the weights are random, and the pairs are sentences of the
-demo, joined to the lengths of real pairs. It writes `benchmarks/gpu/NAME.json` and `NAME.md` after
-the name of the GPU. Each part (a model and a variant) runs in a process of its own and is written
-when it is done; a second call makes only the parts that are missing. A call takes ten minutes at
-most. A part is one step to warm up, a few that are timed, and one under torch's profiler:
+The script needs only this repository: the weights are random, and the pairs are sentences of the
+demo, joined to the lengths of real pairs. It writes `benchmarks/gpu/NAME.json` and `NAME.md`, where
+NAME is the name of the GPU. Each part (a model and a variant) runs in its own process, and its
+result is saved at once; a second call runs only the missing parts. A call takes ten minutes at
+most. A part is one warm-up step, a few timed steps, and one step under torch's profiler:
 
-- pairs/s: of the timed steps, start-up not counted. "cold" computes the reference's log-probs in
-  each step, as in a run's first epoch; "warm" has them.
-- MFU: the least products that give this gradient (each token once, the head at response positions),
-  over the time at the rate that one large product reaches on this device and in this dtype.
+- pairs/s: speed of the timed steps, without start-up. "cold" computes the reference's log-probs in
+  each step, as the first epoch of a run does; "warm" reads them from memory.
+- MFU: the FLOP/s of the fewest matrix products that give this gradient (each token once, the head
+  at response positions), divided by the FLOP/s of one large product on this device in this dtype.
 - launches: kernels of the profiled step; on a CPU, operations of torch.
-- busy: time of these kernels over the time of a timed step.
+- busy: time of these kernels divided by the time of a timed step.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ from steps import (
 DEMO = Path(__file__).resolve().parents[1] / "demo"
 RESULTS = Path(__file__).with_name("gpu")
 SECONDS = 600.0
-"""Longest call."""
-_LEAST_SECONDS = 20.0
-"""A part is not begun with less time left."""
+"""Time limit of one call."""
+_MIN_SECONDS = 20.0
+"""A part starts only if this much time is left."""
 
 MINIMIND = {
     "num_attention_heads": 8,
@@ -108,7 +108,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     options = _options()
     if options.part:
         print(json.dumps(run_part(options, *options.part.split("/"))))
@@ -117,23 +117,25 @@ def main() -> None:
     name = device["name"] + (" quick" if options.quick else "")
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".json")
-    report = _begun(path, device)
+    report = _load_report(path, device)
     with tempfile.TemporaryDirectory(prefix="dpo-bench-gpu-") as folder:
         left = run_missing(options, report, path, Path(folder))
     table = as_table(report)
     path.with_suffix(".md").write_text(table, encoding="utf-8")
     print(table)
-    print(f"written: {path} and {path.with_suffix('.md')}")
+    print(f"wrote {path} and {path.with_suffix('.md')}")
     if left:
-        print(f"out of time with {left} parts left: call it again to make them")
+        print(f"time is over; {left} parts are missing. Run the command again to add them.")
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", default="auto", help="as train.device; default: the GPU")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the script")
+    parser.add_argument(
+        "--device", default="auto", help="same values as train.device (default: the GPU)"
+    )
+    parser.add_argument("--quick", action="store_true", help="use tiny sizes, to try the script")
     add_trl(parser)
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -148,8 +150,8 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _begun(path: Path, device: dict[str, Any]) -> dict[str, Any]:
-    """The report so far, or a new one if it was made with other versions."""
+def _load_report(path: Path, device: dict[str, Any]) -> dict[str, Any]:
+    """Load the report, or start a new one if the device or a version differs."""
     if path.exists():
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if report["device"] == device:
@@ -160,7 +162,7 @@ def _begun(path: Path, device: dict[str, Any]) -> dict[str, Any]:
 def run_missing(
     options: argparse.Namespace, report: dict[str, Any], path: Path, folder: Path
 ) -> int:
-    """Run the parts that have no result yet, until the time is over; return the number left."""
+    """Run the parts without a result until the time is over; return the number still missing."""
     deadline = time.monotonic() + SECONDS
     models = TINY_MODELS if options.quick else MODELS
     wanted = [
@@ -171,14 +173,14 @@ def run_missing(
     ]
     for done, (model, variant) in enumerate(wanted):
         seconds = deadline - time.monotonic()
-        if seconds < _LEAST_SECONDS:
+        if seconds < _MIN_SECONDS:
             return len(wanted) - done
         command = [sys.executable, *sys.argv, "--part", f"{model}/{variant}"]
         command += ["--folder", str(folder)]
         print(f"{model}, {variant} ...", file=sys.stderr)
-        result = _answer(command, seconds)
+        result = _run_json(command, seconds)
         if result is None and seconds < SECONDS / 2:
-            return len(wanted) - done  # it may fit into the next call
+            return len(wanted) - done  # the next call has more time for this part
         result = result or {"error": f"no result in {seconds:.0f} s"}
         result["date"] = datetime.date.today().isoformat()
         report["parts"][f"{model}/{variant}"] = result
@@ -186,8 +188,11 @@ def run_missing(
     return 0
 
 
-def _answer(command: list[str], seconds: float) -> dict[str, Any] | None:
-    """What a part printed last, or the last line of its error; None if it took too long."""
+def _run_json(command: list[str], seconds: float) -> dict[str, Any] | None:
+    """Run a part; return the JSON of the last line of its output.
+
+    Returns {"error": LINE} with the last line of stderr if the part fails, None after `seconds`.
+    """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     try:
         done = subprocess.run(
@@ -198,12 +203,12 @@ def _answer(command: list[str], seconds: float) -> dict[str, Any] | None:
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         return {"error": lines[-1][:300]}
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def run_part(options: argparse.Namespace, model: str, variant: str) -> dict[str, Any]:
-    """One model and one variant, in this process; TRL in a process of its own Python."""
+    """Measure one model and one variant in this process; TRL runs under its own interpreter."""
     settings = {**VARIANTS[variant], "accumulation_steps": options.accumulation_steps}
     options.model_weights = options.tokenizer = options.folder / re.sub(r"\W+", "-", model)
     if not options.model_weights.exists():
@@ -233,9 +238,9 @@ def _measure(inputs: Any, settings: dict[str, Any]) -> dict[str, Any]:
     peak = peak_bytes(inputs.device)
     launches, kernel_seconds = _profile(inputs.device, lambda: take_step(profiled))
     pairs = sum(len(batch) for window in timed for batch in window.micro_batches)
-    has_to_score = settings.get("script") or settings.get("cold")
+    scores_reference = settings.get("script") or settings.get("cold")
     config = inputs.weights.architecture.config(0.0)
-    forwards = 4 if has_to_score else 3  # a backward pass has twice the products of a forward
+    forwards = 4 if scores_reference else 3  # a backward pass has twice the products of a forward
     gflop = forwards * forward_gflop(config, inputs.pairs) / len(inputs.pairs)
     return {
         "dtype": inputs.device.dtype_name,
@@ -252,7 +257,7 @@ def _measure(inputs: Any, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _profile(device: Any, step: Any) -> tuple[int, float | None]:
-    """Kernels of a step and their time; on a CPU the operations of torch, and None."""
+    """Return number and seconds of the kernels of a step; on a CPU, torch operations and None."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile, supported_activities
 
@@ -268,7 +273,7 @@ def _profile(device: Any, step: Any) -> tuple[int, float | None]:
 
 
 def _run_trl(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    """An epoch of TRL's trainer, its first and last step not counted, as in the other variants."""
+    """Time an epoch of TRL's trainer without the first and last step, as in the other variants."""
     import torch
 
     from dpo_cli.compute.device import resolve
@@ -283,7 +288,7 @@ def _run_trl(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "dataloader_pin_memory": options.device != "cpu",
     }
     command = [*prepare_trl(options, scratch), json.dumps(settings)]
-    found = _answer(command, SECONDS)
+    found = _run_json(command, SECONDS)
     assert found is not None, "TRL took too long"
     if "error" in found:
         raise SystemExit(found["error"])
@@ -299,7 +304,7 @@ def _run_trl(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
 
 def write_model(shape: dict[str, Any], folder: Path) -> None:
-    """A model of this shape with random weights, and the demo's tokenizer."""
+    """Write a model with random weights and the demo's tokenizer."""
     import torch
     import transformers
 
@@ -316,28 +321,28 @@ def write_model(shape: dict[str, Any], folder: Path) -> None:
 
 
 def write_pairs(path: Path, count: int, scale: float) -> None:
-    """Pairs of the demo's sentences, joined to about 860 tokens times `scale`, as in real pairs."""
+    """Write pairs of the demo's sentences, about 860 tokens times `scale` each, like real pairs."""
     rows = [json.loads(line) for line in (DEMO / "pairs.jsonl").open(encoding="utf-8")]
-    asked = [row["chosen"][0]["content"] for row in rows]
-    told = [row[side][1]["content"] for row in rows for side in ("chosen", "rejected")]
+    prompts = [row["chosen"][0]["content"] for row in rows]
+    responses = [row[side][1]["content"] for row in rows for side in ("chosen", "rejected")]
     draw = random.Random(0)
 
-    def text(sentences: list[str], least: int, most: int) -> str:
-        number = max(1, round(scale * draw.randint(least, most)))
+    def text(sentences: list[str], low: int, high: int) -> str:
+        number = max(1, round(scale * draw.randint(low, high)))
         return " ".join(draw.choice(sentences) for _ in range(number))
 
     with path.open("w", encoding="utf-8") as file:
         for _ in range(count):
-            prompt = {"role": "user", "content": text(asked, 1, 8)}
+            prompt = {"role": "user", "content": text(prompts, 1, 8)}
             row = {
-                side: [prompt, {"role": "assistant", "content": text(told, 6, 34)}]
+                side: [prompt, {"role": "assistant", "content": text(responses, 6, 34)}]
                 for side in ("chosen", "rejected")
             }
             file.write(json.dumps(row) + "\n")
 
 
 def _describe(device: str) -> dict[str, Any]:
-    """The device and the versions on which the figures depend."""
+    """Return the device and the versions on which the figures depend."""
     import torch
     import transformers
 
@@ -363,7 +368,7 @@ def _has_trl(python: str) -> bool:
 
 
 def as_table(report: dict[str, Any]) -> str:
-    """The figures as a page in Markdown."""
+    """Format the figures as a page in Markdown."""
     device = report["device"]
     versions = ", ".join(f"{key} {value}" for key, value in device.items() if key != "name")
     lines = [f"# {device['name']}", "", f"{versions}. Made by `benchmarks/gpu.py`.", ""]

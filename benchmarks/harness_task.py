@@ -1,4 +1,4 @@
-"""Preference pairs as a task of lm-evaluation-harness; see harness.py, which runs this."""
+"""Preference pairs as a task of lm-evaluation-harness; `benchmarks/harness.py` runs this script."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAME = "pairs"
 
 
 def as_question(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """A pair as a question, and two answers of which the first is right."""
+    """Convert a pair to a question with two answers, the first of which is right."""
     prompt = row["chosen"][:-1]
     question = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
     answers = []
@@ -27,7 +27,7 @@ def as_question(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict
 
 
 def main() -> None:
-    """Arguments: the model's directory, the pairs, and where the figures go."""
+    """Evaluate a model directory on pairs; write the figures to a file (the three arguments)."""
     model, data, report = map(Path, sys.argv[1:])
     tokenizer = AutoTokenizer.from_pretrained(model)
     lines = data.read_text(encoding="utf-8").splitlines()

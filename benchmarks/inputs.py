@@ -1,4 +1,4 @@
-"""The command line that the benchmarks share: weights, tokenizer, pairs."""
+"""Command-line arguments that the benchmarks share: weights, tokenizer and pairs."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from pathlib import Path
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser of the three inputs, to which each benchmark adds its own options."""
+    """Return a parser of the three inputs; each benchmark adds its own options."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model_weights", type=Path)
-    parser.add_argument("tokenizer", type=Path)
-    parser.add_argument("data", type=Path)
+    parser.add_argument("model_weights", type=Path, help="weights file or Hugging Face directory")
+    parser.add_argument("tokenizer", type=Path, help="directory of the tokenizer")
+    parser.add_argument("data", type=Path, help="JSONL file of preference pairs")
     return parser
 
 
 def add_trl(parser: argparse.ArgumentParser) -> None:
-    """Add the option that also measures TRL, in an environment of its own."""
-    parser.add_argument("--trl", type=Path, metavar="PYTHON", help="of an environment with TRL")
+    """Add the option to measure TRL too, in another environment."""
+    parser.add_argument(
+        "--trl", type=Path, metavar="PYTHON", help="also measure TRL, with this interpreter"
+    )

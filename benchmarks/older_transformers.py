@@ -1,4 +1,4 @@
-"""Log-probs of exported MiniMind models in transformers 4, compared with this version's.
+"""Compare log-probs of exported MiniMind models in transformers 4 and in this version.
 
     python -m venv /tmp/older
     /tmp/older/bin/pip install torch==2.13.0 transformers==4.57.6
@@ -36,8 +36,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def write_exports(place: Path) -> Iterator[tuple[str, Path]]:
-    """Export every model to a directory in `place`, in float32."""
+def write_exports(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Export every model to a directory in `folder`, in float32."""
     from dpo_cli.models.loading import load_model_weights
     from dpo_cli.models.saving import write_folder
     from dpo_cli.models.spec import as_huggingface
@@ -49,8 +49,8 @@ def write_exports(place: Path) -> Iterator[tuple[str, Path]]:
         models[name] = architecture, architecture.to_hf_names(_formula_state(architecture))
     for name, (architecture, state) in models.items():
         written = as_huggingface(architecture, {"bos_token_id": 1, "eos_token_id": 2})
-        write_folder(place / name, state, written, "float32", ROOT / "demo/tokenizer")
-        yield name, place / name
+        write_folder(folder / name, state, written, "float32", ROOT / "demo/tokenizer")
+        yield name, folder / name
 
 
 def _architecture(version: Any, num_experts: int, num_experts_per_tok: int = 1) -> Any:
@@ -111,31 +111,35 @@ def summary(logps: list[float]) -> dict[str, Any]:
 
 def main() -> None:
     """Export, score with both versions, and compare."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--python", help="interpreter with the older transformers")
-    parser.add_argument("--json", type=Path, help="write the result here")
-    parser.add_argument("--score", type=Path, nargs="*", help="only score these directories")
+    parser.add_argument("--json", type=Path, help="write the result to this file")
+    parser.add_argument(
+        "--score", type=Path, nargs="*", help="only print the log-probs of these directories"
+    )
     arguments = parser.parse_args()
     if arguments.score:  # in the older environment, without dpo_cli
         scores = {path.name: token_logps(path) for path in arguments.score}
         print(json.dumps({"version": transformers.__version__, "scores": scores}))
         return
-    with tempfile.TemporaryDirectory() as place:
-        paths = dict(write_exports(Path(place)))
+    with tempfile.TemporaryDirectory() as folder:
+        paths = dict(write_exports(Path(folder)))
         ours = {name: token_logps(path) for name, path in paths.items()}
         command = [arguments.python, __file__, "--score", *map(str, paths.values())]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    theirs = json.loads(done.stdout.splitlines()[-1])
+    recorded = json.loads(done.stdout.splitlines()[-1])
     models = {}
     for name, logps in ours.items():
-        older = theirs["scores"][name]
+        older = recorded["scores"][name]
         difference = max(abs(one - other) for one, other in zip(logps, older, strict=True))
         models[name] = {**summary(older), "max_difference": difference}
         print(f"{name:14} mean {models[name]['mean']:.6f}, largest difference {difference:.2e}")
     result = {
         "date": datetime.date.today().isoformat(),
         "transformers": transformers.__version__,
-        "older": theirs["version"],
+        "older": recorded["version"],
         "positions": RECORDED_POSITIONS,
         "models": models,
     }

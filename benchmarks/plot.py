@@ -1,6 +1,6 @@
-"""Draw what `benchmarks/scaling.py` measured; needs matplotlib, as `make bench` installs it.
+"""Plot the results of `benchmarks/scaling.py`. Needs matplotlib, which `make bench` installs.
 
-python benchmarks/plot.py scaling.json scaling.svg
+.venv-bench/bin/python benchmarks/plot.py scaling.json scaling.svg
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from matplotlib import pyplot
 
 
 def main() -> None:
-    """Two panels: by length, by batch size."""
+    """Draw two panels: seconds per pair by length and by batch size."""
     report = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True)
     titles = {"by_length": "max_seq_len (batch_size 4)", "by_batch_size": "batch_size (at 1,024)"}
@@ -28,7 +28,7 @@ def main() -> None:
         axis.yaxis.set_major_formatter("{x:g}")
         axis.set_xlabel(title)
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("seconds a pair")
+    axes[0].set_ylabel("seconds per pair")
     axes[0].legend()
     figure.tight_layout()
     figure.savefig(sys.argv[2])

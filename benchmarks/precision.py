@@ -1,12 +1,13 @@
-"""What number formats keep of an update: real runs, their files, and their masters.
+"""Share of a training update that float16, bfloat16 and float32 represent, in real runs.
 
     python benchmarks/precision.py ../shared/checkpoints/full_sft_256_moe.pth \\
         ../shared/tokenizer/minimind2 ../shared/data/dpo_judged_train.jsonl \\
         ../shared/data/dpo_judged_test.jsonl --json benchmarks/precision.json
 
-One run for each learning rate, by the worker's own code. Beside it the same gradients go to two
-shadows: AdamW with `train.kahan_summation`, and AdamW in float64. Then the run's float32 state is
-rounded in every way that `dpo export` knows, and each result scores the held-out pairs.
+Trains one run per learning rate with the code of the training worker. The gradients of each step
+also go to two other optimizers with their own copies of the weights: AdamW with
+`train.kahan_summation`, and AdamW in float64. Then the float32 weights of the run are rounded in
+each way that `dpo export` offers, and each result is evaluated on the held-out pairs.
 """
 
 from __future__ import annotations
@@ -59,46 +60,48 @@ METRICS = {"accuracy": "rewards/accuracies", "margin_per_token": "margin_per_tok
 
 
 class NeverStopped:
-    """Nobody asks."""
+    """Stop signal that is never set."""
 
     stop: str | None = None
 
 
-class Shadows:
-    """Other masters of the same weights, which take every step of the run's own optimizer."""
+class ParallelOptimizers:
+    """Two other optimizers that take each step of the run's optimizer on copies of the weights."""
 
     def __init__(self, weights: list[Parameter]) -> None:
         self.kahan_summation = [Parameter(weight.detach().clone()) for weight in weights]
         self.exact = [Parameter(weight.detach().double()) for weight in weights]
-        self.compensating = make_optimizer(self.kahan_summation, Train(kahan_summation=True))
+        self._kahan_optimizer = make_optimizer(self.kahan_summation, Train(kahan_summation=True))
         self._optimizers = [
-            (self.compensating, self.kahan_summation),
+            (self._kahan_optimizer, self.kahan_summation),
             (make_optimizer(self.exact), self.exact),
         ]
 
-    def follow(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        """The hook before a step: its gradients are clipped, its rate is set."""
+    def step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        """Take the same step. A pre-step hook: gradients are clipped, the learning rate is set."""
         [group] = optimizer.param_groups
-        for shadow, parameters in self._optimizers:
-            for own, weight in zip(parameters, group["params"], strict=True):
-                own.grad = weight.grad.to(own.dtype)
-            set_learning_rate(shadow, group["lr"])
-            shadow.step()
+        for other, parameters in self._optimizers:
+            for parameter, weight in zip(parameters, group["params"], strict=True):
+                parameter.grad = weight.grad.to(parameter.dtype)
+            set_learning_rate(other, group["lr"])
+            other.step()
 
     def compensation(self) -> list[Tensor]:
-        """What the kahan_summation weights could not hold."""
-        return [self.compensating.state[weight][COMPENSATION] for weight in self.kahan_summation]
+        """Return the rounding errors of the kahan_summation weights, kept by the optimizer."""
+        return [
+            self._kahan_optimizer.state[weight][COMPENSATION] for weight in self.kahan_summation
+        ]
 
 
-def thin(source: Path, target: Path, rows: int) -> Path:
-    """So many rows, evenly from the whole file."""
+def sample_rows(source: Path, target: Path, rows: int) -> Path:
+    """Copy `rows` evenly spaced rows of a file."""
     lines = source.read_bytes().splitlines(keepends=True)
     target.write_bytes(b"".join(lines[n * len(lines) // rows] for n in range(rows)))
     return target
 
 
-def converted(options: argparse.Namespace, folder: Path) -> Path:
-    """Write the starting weights in another dtype, which they then represent exactly."""
+def convert_weights(options: argparse.Namespace, folder: Path) -> Path:
+    """Round the starting weights to another dtype, and return the path of the new file."""
     state = torch.load(options.model_weights, weights_only=True)
     path = folder / options.model_weights.name
     dtype = getattr(torch, options.source_dtype)
@@ -106,8 +109,10 @@ def converted(options: argparse.Namespace, folder: Path) -> Path:
     return path
 
 
-def train(options: argparse.Namespace, folder: Path, learning_rate: float) -> tuple[Any, Shadows]:
-    """A run of the worker's own code, with shadows beside its optimizer."""
+def train(
+    options: argparse.Namespace, folder: Path, learning_rate: float
+) -> tuple[Any, ParallelOptimizers]:
+    """Train a run with the worker's code and the parallel optimizers."""
     profile = folder / "precision.toml"
     profile.write_text(
         f"""
@@ -115,7 +120,7 @@ def train(options: argparse.Namespace, folder: Path, learning_rate: float) -> tu
         weights = "{options.model_weights.resolve()}"
         tokenizer = "{options.tokenizer.resolve()}"
         [data]
-        data_path = "{thin(options.data, folder / "pairs.jsonl", options.pairs)}"
+        data_path = "{sample_rows(options.data, folder / "pairs.jsonl", options.pairs)}"
         max_seq_len = {options.max_seq_len}
         shuffle = true
         [dpo]
@@ -126,28 +131,28 @@ def train(options: argparse.Namespace, folder: Path, learning_rate: float) -> tu
         learning_rate = {learning_rate}
         device = "cpu"
         [eval]
-        path = "{thin(options.held_out, folder / "held_out.jsonl", options.held_out_pairs)}"
+        path = "{sample_rows(options.held_out, folder / "held_out.jsonl", options.held_out_pairs)}"
         """
     )
-    followed: list[Shadows] = []
+    parallel: list[ParallelOptimizers] = []
 
-    def make_followed(parameters: Any, *settings: Any) -> torch.optim.Optimizer:
+    def make_with_parallel(parameters: Any, *settings: Any) -> torch.optim.Optimizer:
         optimizer = make_optimizer(parameters, *settings)
-        followed.append(Shadows(optimizer.param_groups[0]["params"]))
-        optimizer.register_step_pre_hook(followed[0].follow)
+        parallel.append(ParallelOptimizers(optimizer.param_groups[0]["params"]))
+        optimizer.register_step_pre_hook(parallel[0].step)
         return optimizer
 
     run = RunDirectory.create(folder, "precision", to_toml(load_profile(profile).profile))
-    setup.make_optimizer = make_followed
+    setup.make_optimizer = make_with_parallel
     if session.train_run(run.path, NeverStopped()) is not ExitCode.DONE:
         raise SystemExit(f"the run failed: {run.path}")
-    return run, followed[0]
+    return run, parallel[0]
 
 
 def measure(options: argparse.Namespace, folder: Path, learning_rate: float) -> dict[str, Any]:
-    """One run: how far its masters are from float64, and what files have of its update."""
+    """Train one run; compare its float32 weights with float64, and its files with its update."""
     began = time.monotonic()
-    run, shadows = train(options, folder, learning_rate)
+    run, parallel = train(options, folder, learning_rate)
     start = load_model_weights(options.model_weights, {})
     checkpoint, _ = run.newest_verified()
     state = load_weights(checkpoint.path)
@@ -160,11 +165,14 @@ def measure(options: argparse.Namespace, folder: Path, learning_rate: float) -> 
             model, {name: tensor.detach() for name, tensor in zip(names, tensors, strict=True)}
         )
 
-    exact, kahan_summation = on_disk(shadows.exact), on_disk(shadows.kahan_summation)
-    kept = on_disk(shadows.compensation())
-    masters = {name: kahan_summation[name].double() + kept[name].double() for name in kept}
-    begun = {name: tensor.double() for name, tensor in start.state.items()}
-    large = [name for name, tensor in begun.items() if tensor.dim() == 1]  # norms, all near 1
+    exact, kahan_summation = on_disk(parallel.exact), on_disk(parallel.kahan_summation)
+    compensation = on_disk(parallel.compensation())
+    compensated = {
+        name: kahan_summation[name].double() + error.double()
+        for name, error in compensation.items()
+    }
+    start_weights = {name: tensor.double() for name, tensor in start.state.items()}
+    norms = [name for name, tensor in start_weights.items() if tensor.dim() == 1]  # all near 1
     weights = [
         (dtype, rounding, seed, round_weights(state, dtype, rounding, seed))
         for dtype, rounding, seeds in FILES
@@ -187,14 +195,16 @@ def measure(options: argparse.Namespace, folder: Path, learning_rate: float) -> 
         "learning_rate": learning_rate,
         "steps": steps,
         "reach": sum(event.learning_rate for event in steps_of(run)),
-        "update_rms": rms(exact, begun),
+        "update_rms": update_rms(exact, start_weights),
         "masters": {
-            "plain": error(state, exact, begun),
-            "plain, norms alone": error(state, exact, begun, large),
-            "kahan_summation weight": error(kahan_summation, exact, begun),
-            "kahan_summation weight and compensation": error(masters, exact, begun),
-            "plain, weights that never moved": still(state, begun),
-            "kahan_summation, weights that never moved": still(masters, begun),
+            "plain": relative_error(state, exact, start_weights),
+            "plain, norms alone": relative_error(state, exact, start_weights, norms),
+            "kahan_summation weight": relative_error(kahan_summation, exact, start_weights),
+            "kahan_summation weight and compensation": relative_error(
+                compensated, exact, start_weights
+            ),
+            "plain, weights that never moved": unmoved_share(state, start_weights),
+            "kahan_summation, weights that never moved": unmoved_share(compensated, start_weights),
         },
         "kahan_summation": {n: scores[-1][metric] for n, metric in METRICS.items()},
         "files": files,
@@ -203,37 +213,37 @@ def measure(options: argparse.Namespace, folder: Path, learning_rate: float) -> 
 
 
 def steps_of(run: RunDirectory) -> list[StepDone]:
-    """The optimizer steps of a run."""
+    """Return the optimizer steps of a run."""
     return [event for event in history(run.events_path) if isinstance(event, StepDone)]
 
 
-def error(
+def relative_error(
     weights: Mapping[str, Tensor],
     exact: Mapping[str, Tensor],
     start: Mapping[str, Tensor],
     names: list[str] | None = None,
 ) -> float:
-    """|weights - exact| / |exact - start|."""
+    """Return |weights - exact| / |exact - start|."""
     off = sum(float((weights[n].double() - exact[n]).square().sum()) for n in names or exact)
     update = sum(float((exact[n] - start[n]).square().sum()) for n in names or exact)
     return float((off / update) ** 0.5)
 
 
-def rms(exact: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> float:
-    """Of the update, over all weights."""
+def update_rms(exact: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> float:
+    """Return the root mean square of the update over all weights."""
     count = sum(tensor.numel() for tensor in exact.values())
     squares = sum(float((exact[n] - start[n]).square().sum()) for n in exact)
     return float((squares / count) ** 0.5)
 
 
-def still(weights: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> float:
-    """The share of weights that are what they were."""
+def unmoved_share(weights: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> float:
+    """Return the share of the weights that equal their start."""
     count = sum(tensor.numel() for tensor in start.values())
     return sum(int((weights[n].double() == start[n]).sum()) for n in start) / count
 
 
 def spacings() -> list[dict[str, float]]:
-    """From each magnitude to the next number of a format."""
+    """Return the distance from each magnitude to the next larger number of each format."""
     rows = []
     for magnitude in MAGNITUDES:
         row = {"magnitude": magnitude}
@@ -246,18 +256,18 @@ def spacings() -> list[dict[str, float]]:
 
 
 def show(report: dict[str, Any]) -> None:
-    """The figures as tables in Markdown."""
+    """Print the figures as tables in Markdown."""
     print("| a weight of | float32 | float16 | bfloat16 |\n|---|---|---|---|")
     for row in report["spacings"]:
         print("| " + " | ".join(f"{value:.3g}" for value in row.values()) + " |")
     for run in report["runs"]:
         print(
-            f"\nlearning rate {run['learning_rate']:g}, {run['steps']} steps, reach"
+            f"\nlearning rate {run['learning_rate']:g}, {run['steps']} steps, lr_sum"
             f" {run['reach']:.2e}, rms of the update {run['update_rms']:.2e}\n"
         )
         for name, value in run["masters"].items():
             print(f"- {name}: {value:.3g}")
-        print("\n| file | changed | kept | relative error | accuracy | gap | loss |")
+        print("\n| file | changed | retention | relative error | accuracy | margin/token | loss |")
         print("|---" * 7 + "|")
         by_kind: dict[str, list[dict[str, Any]]] = {}
         for file in run["files"]:
@@ -273,7 +283,7 @@ def show(report: dict[str, Any]) -> None:
 
 
 def cell(values: list[float], form: str) -> str:
-    """The mean, and of several the least and the most."""
+    """Format the mean, and for several values the smallest and the largest."""
     if len(values) < 2:
         return format(values[0], form) if values else ""
     spread = f" ({min(values):{form}} to {max(values):{form}})"
@@ -281,13 +291,13 @@ def cell(values: list[float], form: str) -> str:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = make_parser(__doc__)
-    parser.add_argument("held_out", type=Path)
+    parser.add_argument("held_out", type=Path, help="JSONL file of held-out pairs")
     parser.add_argument("--pairs", type=int, default=256)
     parser.add_argument("--held-out-pairs", type=int, default=146)
     parser.add_argument("--max-seq-len", type=int, default=256)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     parser.add_argument("--beta", type=float, default=5.0)
     parser.add_argument("--reduction", default="mean")
     parser.add_argument("--rates", type=float, nargs="+", default=LEARNING_RATES)
@@ -309,7 +319,7 @@ def main() -> None:
             os.environ["DPO_CACHE_DIR"] = str(Path(folder, "cache"))
             own = argparse.Namespace(**vars(options))
             if options.source_dtype:
-                own.model_weights = converted(options, Path(folder))
+                own.model_weights = convert_weights(options, Path(folder))
             report["runs"].append(measure(own, Path(folder), learning_rate))
         print(f"{learning_rate:g}: {report['runs'][-1]['seconds']} s", file=sys.stderr)
         if options.json:

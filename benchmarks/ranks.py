@@ -1,13 +1,13 @@
-"""How much faster several ranks are than one: pairs a second of a real run, by number of ranks.
+"""Pairs per second of a real run by number of ranks.
 
     python benchmarks/ranks.py ../shared/checkpoints/full_sft_512.pth \\
         ../shared/tokenizer/minimind2 ../shared/data/dpo_en_zh_400.jsonl --ranks 1 2 --json FILE
 
-Every rank computes with one thread, or on one card. The pairs of an optimizer step are the same
-whatever the number of ranks, and so is what is computed. Efficiency is the speed of N ranks by N
-times that of one. Beside the forwards and backwards of the rank that computes longest, a step sums
-the gradients, clips them and makes the update. The figures are those of the runs' own event
-streams, from the third optimizer step on, with the reference's log-probs known.
+Each rank uses one thread, or one GPU. An optimizer step has the same pairs for any number of ranks.
+Efficiency is the speed of N ranks divided by N times the speed of one. "Seconds beside forwards" is
+the time of a step without the forward and backward passes of the slowest rank: the all-reduce of
+the gradients, clipping, and the update. The figures come from the event streams of the runs, from
+the third optimizer step on. The reference's log-probs are read from the cache.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WARM_UP_STEPS = 2
 
 
 def measure(options: Any, ranks: int, rows: Path, cache: str) -> dict[str, float]:
-    """One run's figures."""
+    """Train one run, and return its figures."""
     with tempfile.TemporaryDirectory() as runs:
         profile = {
             "model.weights": options.model_weights.resolve(),
@@ -55,13 +55,14 @@ def measure(options: Any, ranks: int, rows: Path, cache: str) -> dict[str, float
         [run] = find_runs(Path(runs))
         events = list(history(run.events_path))
     steps = [event for event in events if isinstance(event, StepDone)][WARM_UP_STEPS:]
+    # Seconds of the slowest rank. A run of one rank has no seconds per rank.
     computed = [max(step.rank_seconds, default=step.seconds) for step in steps]
     return {
         "ranks": ranks,
         "optimizer_steps": len(steps),
         "pairs_a_second": sum(step.pairs for step in steps) / sum(step.seconds for step in steps),
         "seconds_beside_forwards": statistics.median(
-            step.seconds - longest for step, longest in zip(steps, computed, strict=True)
+            step.seconds - slowest for step, slowest in zip(steps, computed, strict=True)
         ),
         "imbalance": statistics.median(
             max(step.rank_seconds) / statistics.fmean(step.rank_seconds) if ranks > 1 else 1.0
@@ -71,7 +72,7 @@ def measure(options: Any, ranks: int, rows: Path, cache: str) -> dict[str, float
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = make_parser(__doc__)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rows", type=int, default=96)
@@ -86,16 +87,16 @@ def main() -> None:
         figures = []
         for ranks in options.ranks:
             cache = str(Path(folder) / f"cache-{ranks}")
-            measure(options, ranks, rows, cache)  # fills the caches
+            measure(options, ranks, rows, cache)  # fills the cache
             figures.append(measure(options, ranks, rows, cache))
-    print("| ranks | pairs/s | efficiency | seconds beside forwards | longest rank / mean |")
+    print("| ranks | pairs/s | efficiency | seconds beside forwards | slowest rank / mean |")
     print("|---|---|---|---|---|")
-    for its in figures:
-        speed = its["pairs_a_second"] / its["ranks"]
-        its["efficiency"] = speed / (figures[0]["pairs_a_second"] / figures[0]["ranks"])
+    for row in figures:
+        speed = row["pairs_a_second"] / row["ranks"]
+        row["efficiency"] = speed / (figures[0]["pairs_a_second"] / figures[0]["ranks"])
         print(
-            f"| {its['ranks']} | {its['pairs_a_second']:.2f} | {its['efficiency']:.0%}"
-            f" | {its['seconds_beside_forwards']:.3f} | {its['imbalance']:.2f} |"
+            f"| {row['ranks']} | {row['pairs_a_second']:.2f} | {row['efficiency']:.0%}"
+            f" | {row['seconds_beside_forwards']:.3f} | {row['imbalance']:.2f} |"
         )
     if options.json:
         report = {

@@ -1,22 +1,23 @@
-"""What recipes come to on held-out pairs: a grid of reductions, betas and reaches.
+"""Held-out metrics of recipes: a grid of reductions, betas and lr_sums.
 
     python benchmarks/recipes.py ../shared/checkpoints/full_sft_512.pth \\
         ../shared/tokenizer/minimind2 ../shared/data/dpo_judged_train.jsonl \\
         --held-out ../shared/data/dpo_judged_test.jsonl --runs-dir runs/recipes \\
         --json benchmarks/recipes.json
 
-One epoch of `dpo train` for each point, all from the same weights, over the same pairs in the
-same order, scored on the same held-out ones before and after. The *reach* of a point is the sum of
-its learning rates. With `--folds K` the data's own prompts are held out instead, a Kth of them at a
-time, and the figures are those of all K runs together. A run that is in the folder and complete is
-taken as it is: what was interrupted goes on where it ended.
+Trains one epoch of `dpo train` per point, from the same weights, on the same pairs in the same
+order, and evaluates the same held-out pairs before and after. lr_sum is the sum of the learning
+rates over the run; JSON files and names of points call it "reach". `--folds K` holds out the
+prompts of the data instead, a Kth of them per run, and pools the figures of the K runs. Completed
+runs in the runs directory are reused, so an interrupted benchmark continues.
 
     python benchmarks/recipes.py ../shared/checkpoints/full_sft_512.pth \\
         ../shared/tokenizer/minimind2 ../shared/data/dpo_judged_train.jsonl \\
         --held-out ../shared/data/dpo_judged_test.jsonl --small-data 5,20,60 \\
         --runs-dir runs/small --json benchmarks/recipes_small.json
 
-measures runs of few pairs at several learning rates instead, and continues the JSON file.
+The second command measures runs of few pairs at several learning rates, and adds the missing points
+to the JSON file.
 """
 
 from __future__ import annotations
@@ -42,38 +43,38 @@ from dpo_cli.learning_rate import LearningRate
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Evaluated, Sampled, StepDone, history
 
-BRAKES = (
+LOSS_SETTINGS = (
     *(("mean", beta) for beta in (0.1, 2.0, 5.0, 10.0)),
     *(("sum", beta) for beta in (0.1, 0.15)),
 )
-REACHES = (1e-3, 2e-4, 3e-5)
+LR_SUMS = (1e-3, 2e-4, 3e-5)
 BATCH_SIZE = 4
 LAST_LOSSES = 0.2
-"""The share of the micro-batches, at the end of the epoch, whose mean loss is told."""
+"""Share of the micro-batches, at the end of the epoch, over which `last_loss` is a mean."""
 SHARES = ("rewards/accuracies", "logps/accuracies", "ref_logps/accuracies")
 FIGURES = (*SHARES, "loss", "margin_per_token", "kl", "token_logps/chosen", "entropy")
 LENGTHS = ("length/like length", "length/chosen longer", "length/rejected longer")
 
 
 class Point(NamedTuple):
-    """A recipe."""
+    """Recipe of the grid."""
 
     reduction: str
     beta: float
-    reach: float
+    lr_sum: float
 
     @classmethod
     def parse(cls, text: str) -> Point:
-        """Read what `str` wrote."""
-        reduction, beta, reach = text.split("-", 2)
-        return cls(reduction, float(beta.removeprefix("beta")), float(reach.removeprefix("reach")))
+        """Parse a name such as mean-beta5-reach0.001."""
+        reduction, beta, lr_sum = text.split("-", 2)
+        return cls(reduction, float(beta.removeprefix("beta")), float(lr_sum.removeprefix("reach")))
 
     def __str__(self) -> str:
-        return f"{self.reduction}-beta{self.beta:g}-reach{self.reach:g}"
+        return f"{self.reduction}-beta{self.beta:g}-reach{self.lr_sum:g}"
 
 
 class Split(NamedTuple):
-    """Rows to train on, and rows to be judged by."""
+    """Rows to train on, and rows to evaluate on."""
 
     name: str
     training: Path
@@ -82,34 +83,34 @@ class Split(NamedTuple):
 
 
 def splits(options: argparse.Namespace) -> Iterator[Split]:
-    """The first rows and the held-out file; or the folds, in which each prompt is in one part."""
+    """Yield the first rows and the held-out file, or the folds; no prompt is in both parts."""
     lines = options.data.read_text(encoding="utf-8").splitlines(keepends=True)[: options.pairs]
     folder: Path = options.runs_dir / "data"
     folder.mkdir(parents=True, exist_ok=True)
     if not options.folds:
         training = folder / "training.jsonl"
-        keep(training, lines)
+        write_once(training, lines)
         yield Split("", training, options.held_out.resolve(), len(lines))
         return
     prompts = [json.dumps(json.loads(line)["chosen"][:-1]) for line in lines]
     numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
     for fold in range(options.folds):
-        is_out = [numbers[prompt] % options.folds == fold for prompt in prompts]
+        is_held_out = [numbers[prompt] % options.folds == fold for prompt in prompts]
         training, held_out = (folder / f"{part}-{fold}.jsonl" for part in ("training", "held_out"))
-        kept = list(itertools.compress(lines, (not out for out in is_out)))
-        keep(training, kept)
-        keep(held_out, list(itertools.compress(lines, is_out)))
-        yield Split(f"-fold{fold}", training, held_out.resolve(), len(kept))
+        rows = list(itertools.compress(lines, (not out for out in is_held_out)))
+        write_once(training, rows)
+        write_once(held_out, list(itertools.compress(lines, is_held_out)))
+        yield Split(f"-fold{fold}", training, held_out.resolve(), len(rows))
 
 
-def keep(path: Path, lines: Sequence[str]) -> None:
-    """Write a file that is not there yet: a run beside this one may be reading it."""
+def write_once(path: Path, lines: Sequence[str]) -> None:
+    """Write a file unless it has these lines: another run may be reading it."""
     if not path.exists() or path.read_text(encoding="utf-8") != "".join(lines):
         path.write_text("".join(lines), encoding="utf-8")
 
 
 def train(options: argparse.Namespace, point: Point, split: Split) -> RunDirectory:
-    """The completed run of a point: of an earlier time, or now."""
+    """Return the completed run of a point; train it if there is none."""
     name = f"{point}{split.name}"
     completed = [path.parent for path in options.runs_dir.glob(f"{name}-2*/COMPLETED")]
     if completed:
@@ -126,7 +127,7 @@ def train(options: argparse.Namespace, point: Point, split: Split) -> RunDirecto
         "dpo.beta": point.beta,
         "train.epochs": 1,
         "train.batch_size": BATCH_SIZE,
-        "train.learning_rate": point.reach / sum(map(schedule.at, range(steps))),
+        "train.learning_rate": point.lr_sum / sum(map(schedule.at, range(steps))),
         "eval.path": split.held_out,
         "eval.num_samples": options.samples,
     }
@@ -144,7 +145,7 @@ def train(options: argparse.Namespace, point: Point, split: Split) -> RunDirecto
 
 
 def figures(run: RunDirectory) -> dict[str, Any]:
-    """What a run came to: its reach, its last losses, its held-out pairs before and after."""
+    """Return lr_sum, last losses and held-out metrics of a run, before and after training."""
     events = list(history(run.events_path))
     steps = [event for event in events if isinstance(event, StepDone)]
     evaluated = [event for event in events if isinstance(event, Evaluated)]
@@ -165,66 +166,69 @@ def figures(run: RunDirectory) -> dict[str, Any]:
 
 
 def groups(evaluated: Evaluated) -> dict[str, dict[str, float]]:
-    """The figures of each group of pairs."""
+    """Return the figures of each group of pairs."""
     return {
         group: {name: found[name] for name in ("pairs", *FIGURES) if name in found}
         for group, found in evaluated.groups.items()
     }
 
 
-def together(parts: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """The groups of several runs as one, with intervals of the shares; each pair is in one run."""
-    whole: dict[str, dict[str, float]] = {}
+def pool(parts: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """Pool the groups of several runs, each pair in one run; add intervals of the shares."""
+    pooled: dict[str, dict[str, float]] = {}
     for group in dict.fromkeys(group for part in parts for group in part):
         found = [part[group] for part in parts if group in part]
         pairs = sum(each["pairs"] for each in found)
-        whole[group] = {"pairs": pairs}
+        pooled[group] = {"pairs": pairs}
         for name in FIGURES:
             mean = sum(each["pairs"] * each[name] for each in found) / pairs
-            whole[group][name] = mean
+            pooled[group][name] = mean
             if name in SHARES:
                 low, high = wilson_interval(mean, int(pairs))
-                whole[group] |= {f"{name}/low": low, f"{name}/high": high}
-    return whole
+                pooled[group] |= {f"{name}/low": low, f"{name}/high": high}
+    return pooled
 
 
 def measure(options: argparse.Namespace, point: Point) -> dict[str, Any]:
-    """A recipe on all splits."""
+    """Measure a recipe on all splits."""
     runs = []
     for split in splits(options):
         runs.append(figures(train(options, point, split)))
         after = runs[-1]["after"]["all"]
         print(
-            f"{point}{split.name}: accuracy {after['rewards/accuracies']:.3f}, gap"
+            f"{point}{split.name}: accuracy {after['rewards/accuracies']:.3f}, margin"
             f" {after['margin_per_token']:+.3f}, loss {after['loss']:.4f}",
             file=sys.stderr,
         )
     return {
-        **point._asdict(),
+        "reduction": point.reduction,
+        "beta": point.beta,
+        "reach": point.lr_sum,
         "steps": [run["steps"] for run in runs],
         "reach_seen": [run["reach"] for run in runs],
         "last_loss": sum(run["last_loss"] for run in runs) / len(runs),
-        "before": together([run["before"] for run in runs]),
-        "after": together([run["after"] for run in runs]),
+        "before": pool([run["before"] for run in runs]),
+        "after": pool([run["after"] for run in runs]),
         "answers": [answer for run in runs for answer in run["answers"]],
     }
 
 
 def show(points: Sequence[Mapping[str, Any]]) -> None:
-    """The figures as tables in Markdown."""
+    """Print the figures as tables in Markdown."""
 
     def share(found: Mapping[str, float], name: str) -> str:
         return f"{found[name]:.3f} ({found[f'{name}/low']:.2f} to {found[f'{name}/high']:.2f})"
 
-    print("| reduction | beta | reach | accuracy | like length | chosen longer | rejected longer |")
+    print(
+        "| reduction | beta | lr_sum | accuracy | like length | chosen longer | rejected longer |"
+    )
     print("|---|---|---|---|---|---|---|")
     for point in points:
         shares = [share(point["after"][g], SHARES[0]) for g in ("all", *LENGTHS)]
         print(f"| {_recipe(point)} | {' | '.join(shares)} |")
-    print(
-        "\n| reduction | beta | reach | loss | last in training | gap | KL | chosen, nats a token"
-    )
-    print("| entropy | preference accuracy |")
+    names = ("reduction", "beta", "lr_sum", "loss", "last in training", "margin/token", "KL")
+    names += ("chosen, nats per token", "entropy", "preference accuracy")
+    print(f"\n| {' | '.join(names)} |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for point in points:
         found = point["after"]["all"]
@@ -248,7 +252,7 @@ def _recipe(point: Mapping[str, Any]) -> str:
 
 
 def header() -> dict[str, Any]:
-    """Return what every report begins with."""
+    """Return the first entries of a report: date, machine and arguments."""
     return {
         "date": datetime.date.today().isoformat(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
@@ -257,28 +261,31 @@ def header() -> dict[str, Any]:
 
 
 def numbers(kind: type) -> Callable[[str], list[Any]]:
-    """Return a parser of values with commas between them."""
+    """Return a parser of comma-separated values."""
     return lambda text: [kind(each) for each in text.split(",")]
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = make_parser(__doc__)
     group = parser.add_mutually_exclusive_group(required=True)
-    group.add_argument("--held-out", type=Path, help="pairs of other prompts")
-    group.add_argument("--folds", type=int, default=0, help="parts of the data's own prompts")
-    parser.add_argument("--pairs", type=int, help="rows of the data; else all")
+    group.add_argument(
+        "--held-out", type=Path, help="held-out pairs; their prompts must not be in the data"
+    )
+    group.add_argument("--folds", type=int, default=0, help="hold out a Kth of the prompts per run")
+    parser.add_argument("--pairs", type=int, help="rows to use of the data (default: all)")
     parser.add_argument("--max-seq-len", type=int, default=448)
-    parser.add_argument("--samples", type=int, default=2, help="prompts that are answered")
+    parser.add_argument("--samples", type=int, default=2, help="held-out prompts to answer")
     parser.add_argument(
         "--only",
         action="append",
         metavar="POINT",
         type=Point.parse,
-        help="instead of the grid, such as mean-beta5-reach0.001; may be repeated",
+        help="measure this point instead of the grid, for example mean-beta5-reach0.001;"
+        " may be repeated",
     )
-    parser.add_argument("--runs-dir", type=Path, required=True, help="where the runs go")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--runs-dir", type=Path, required=True, help="directory of the runs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     small = parser.add_argument_group("runs of few pairs")
     small.add_argument("--small-data", type=numbers(int), metavar="PAIRS,...")
     small.add_argument("--rates", type=numbers(float), metavar="RATE,...", default=RATES)
@@ -288,7 +295,7 @@ def main() -> None:
     if options.small_data:
         show_small_data(measure_small_data(options, header()))
         return
-    grid = [Point(*brake, reach) for reach in REACHES for brake in BRAKES]
+    grid = [Point(*settings, lr_sum) for lr_sum in LR_SUMS for settings in LOSS_SETTINGS]
     points = [measure(options, point) for point in options.only or grid]
     report = {**header(), "points": points}
     show(points)

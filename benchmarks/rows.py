@@ -1,11 +1,11 @@
-"""What reading costs, in every kind of file: seconds, and memory that must not grow with it.
+"""Time and memory to read a large file of pairs, by kind of file.
 
     python benchmarks/rows.py ../shared/data/dpo_judged_train.jsonl --rows 1000000
 
-The rows are those of the file, in MiniMind's format, over and over, a number before each text. Each
-figure is that of a process of its own, which looks at the file and reads all pairs, as `dpo` does
-before it encodes them; its memory is what it holds at most, less what it held before. `texts` is
-what `dpo check` does beyond that: it looks for what the pairs have about them.
+The rows of the file (in MiniMind's format) are repeated, with a number before each text to make
+them distinct. Each kind of file is measured in its own process, which inspects the file and reads
+all pairs, as `dpo` does before it encodes them. Memory is the growth of the peak, which must not
+depend on the number of rows. `texts` measures the search of `dpo check` for issues in the pairs.
 """
 
 from __future__ import annotations
@@ -31,55 +31,55 @@ PARQUET_ROWS = 1000
 
 
 def write(path: Path, kind: str, source: Path, count: int) -> None:
-    """So many rows in a file of a kind."""
-    endless = numbered(source, count)
+    """Write `count` rows to a file of a kind."""
+    lines = numbered_lines(source, count)
     match kind:
         case "jsonl" | "texts":
             with path.open("w", encoding="utf-8") as file:
-                file.writelines(f"{line}\n" for line in endless)
+                file.writelines(f"{line}\n" for line in lines)
         case "jsonl.gz":
             with gzip.open(path, "wt", 1, encoding="utf-8") as file:
-                file.writelines(f"{line}\n" for line in endless)
+                file.writelines(f"{line}\n" for line in lines)
         case "jsonl.zst":
             from backports import zstd
 
             with zstd.open(path, "wt", encoding="utf-8") as file:
-                file.writelines(f"{line}\n" for line in endless)
+                file.writelines(f"{line}\n" for line in lines)
         case "json":
             with path.open("w", encoding="utf-8") as file:
                 file.write("[\n")
-                file.writelines(f"{',' * (n > 0)}{line}\n" for n, line in enumerate(endless))
+                file.writelines(f"{',' * (n > 0)}{line}\n" for n, line in enumerate(lines))
                 file.write("]\n")
         case "csv":
             with path.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.writer(file)
                 writer.writerow(("chosen", "rejected"))
-                writer.writerows(cells(line) for line in endless)
+                writer.writerows(cells(line) for line in lines)
         case "parquet":
-            write_parquet(path, endless)
+            write_parquet(path, lines)
 
 
-def numbered(source: Path, count: int) -> Iterator[str]:
-    """So many lines of JSON, none like another."""
+def numbered_lines(source: Path, count: int) -> Iterator[str]:
+    """Yield `count` distinct lines of JSON."""
     lines = [json.dumps(json.loads(line), ensure_ascii=False) for line in source.open("rb")]
     for number, line in enumerate(itertools.islice(itertools.cycle(lines), count)):
         yield line.replace('"content": "', f'"content": "{number} ')
 
 
 def cells(line: str) -> tuple[str, ...]:
-    """Both sides of a row as JSON."""
+    """Return both sides of a row as JSON texts."""
     row = json.loads(line)
     return tuple(json.dumps(row[side], ensure_ascii=False) for side in ("chosen", "rejected"))
 
 
 def write_parquet(path: Path, lines: Iterator[str]) -> None:
-    """In groups of a thousand rows, as `datasets` writes them."""
+    """Write row groups of a thousand rows, as `datasets` does."""
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 
     writer = None
-    while some := list(itertools.islice(lines, PARQUET_ROWS)):
-        rows = [{side: json.loads(line)[side] for side in ("chosen", "rejected")} for line in some]
+    while group := list(itertools.islice(lines, PARQUET_ROWS)):
+        rows = [{side: json.loads(line)[side] for side in ("chosen", "rejected")} for line in group]
         table = pyarrow.Table.from_pylist(rows)
         writer = writer or ParquetWriter(path, table.schema)
         writer.write_table(table)
@@ -88,7 +88,7 @@ def write_parquet(path: Path, lines: Iterator[str]) -> None:
 
 
 def measure(path: Path, kind: str) -> dict[str, Any]:
-    """One figure, in this process."""
+    """Measure one file in this process."""
     from dpo_cli.checks.pair_issues import find_issues
     from dpo_cli.data.pairs import PreferencePair, read_pairs
     from dpo_cli.data.sources import Source
@@ -113,14 +113,14 @@ def measure(path: Path, kind: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", type=Path)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     parser.add_argument("--measure", metavar="KIND", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:

@@ -1,10 +1,10 @@
-"""What saving costs: the share of a real run's time that it spends on its saved states.
+"""Share of the time of a real run that goes into saving checkpoints.
 
     python benchmarks/saving.py ../shared/checkpoints/full_sft_512.pth \\
         ../shared/tokenizer/minimind2 ../shared/data/dpo_en_zh_400.jsonl --minutes 6
 
-It is `dpo train` with its default `save_min_seconds`, and a save due at every step: the most that
-a user can meet. The figures are those of the run's own event stream.
+Runs `dpo train` with the default `save_min_seconds` and a save due at every step, which is the
+worst case. The figures come from the event stream of the run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DPO = [sys.executable, "-m", "dpo_cli"]
 def measure(
     model_weights: Path, tokenizer: Path, data: Path, minutes: float, settings: list[str]
 ) -> dict[str, object]:
-    """Train for so long, stop, and read the stream."""
+    """Train for some minutes, stop the run, and read its event stream."""
     with tempfile.TemporaryDirectory(dir=".") as runs:
         profile = {
             "model.weights": model_weights.resolve(),
@@ -40,18 +40,18 @@ def measure(
         }
         words = [w for key, value in profile.items() for w in ("--set", f"{key}={value}")]
         words += [w for setting in settings for w in ("--set", setting)]
-        trained = subprocess.Popen(
+        trainer = subprocess.Popen(
             [*DPO, "train", "dense", "--plain", "--quiet", "--runs-dir", runs, *words]
         )
         while not (found := find_runs(Path(runs))) or not any(
             isinstance(event, StepDone) for event in history(found[0].events_path)
         ):
-            if trained.poll() is not None:
-                raise SystemExit("the run did not begin")
+            if trainer.poll() is not None:
+                raise SystemExit("the run ended before its first step")
             time.sleep(1)
         time.sleep(60 * minutes)
         subprocess.run([*DPO, "stop", "--runs-dir", runs], check=True, stdout=subprocess.DEVNULL)
-        trained.wait()
+        trainer.wait()
         events = list(history(found[0].events_path))
     steps = [event for event in events if isinstance(event, StepDone)]
     saves = [event for event in events if isinstance(event, Saved)]
@@ -73,10 +73,17 @@ def measure(
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = make_parser(__doc__)
-    parser.add_argument("--minutes", type=float, default=6.0)
-    parser.add_argument("--set", action="append", default=[], dest="settings")
+    parser.add_argument("--minutes", type=float, default=6.0, help="minutes to train (default: 6)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="KEY=VALUE",
+        help="as in dpo train",
+    )
     options = parser.parse_args()
     result = measure(
         options.model_weights, options.tokenizer, options.data, options.minutes, options.settings

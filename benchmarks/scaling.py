@@ -1,10 +1,10 @@
-"""Seconds a pair as sequences grow longer and micro-batches larger: the plain loop and `dpo`.
+"""Seconds per pair by sequence length and by micro-batch size, for the plain loop and `dpo`.
 
     python benchmarks/scaling.py ../shared/checkpoints/full_sft_512.pth \\
         ../shared/tokenizer/minimind2 ../shared/data/dpo_en_zh_400.jsonl --json scaling.json
 
-Each figure is the median of a few processes of `benchmarks/speed.py`. How start-up and memory grow
-with the number of rows is measured by `benchmarks/tokens.py`; `benchmarks/plot.py` draws this.
+Each figure is the median of a few processes of `benchmarks/speed.py`. `benchmarks/plot.py` plots
+the result. `benchmarks/tokens.py` measures start-up and memory by number of rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ VARIANTS = ("plain script", "dpo, cold", "dpo, warm")
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = make_parser(__doc__)
     parser.add_argument("--pairs", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=2)
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, **settings: int) -> dict[str, Any]:
-    """Each variant by turns, at one point."""
+    """Measure the variants in turn at one point."""
     command = [sys.executable, str(Path(__file__).with_name("speed.py"))]
     command += [str(options.model_weights), str(options.tokenizer), str(options.data)]
     command += ["--pairs", str(options.pairs)]
@@ -68,10 +68,10 @@ def measure(options: argparse.Namespace, **settings: int) -> dict[str, Any]:
             print(settings, variant, f"{runs[variant][-1]['seconds']:.1f} s", file=sys.stderr)
     return {
         variant: {
-            "seconds_a_pair": statistics.median(r["seconds"] / r["pairs"] for r in its),
-            "peak_mb": round(max(r["peak_bytes"] for r in its) / 1e6),
+            "seconds_a_pair": statistics.median(run["seconds"] / run["pairs"] for run in results),
+            "peak_mb": round(max(run["peak_bytes"] for run in results) / 1e6),
         }
-        for variant, its in runs.items()
+        for variant, results in runs.items()
     }
 
 

@@ -1,7 +1,7 @@
-"""Runs of few pairs: the small-data grid of `recipes.py --small-data`.
+"""Grid of runs with few pairs, for `recipes.py --small-data`.
 
-Each point is one epoch with the trainer of `dpo train`, in this process: the reference's log-probs
-are computed once for all points, and nothing is saved.
+Each point is one epoch with the trainer of `dpo train`, in this process. The reference's log-probs
+are computed once for all points, and no checkpoint is saved.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ PAIRS = (5, 20, 60, 200, 400)
 MAX_TOKENS = 40
 
 
-class Remembered:
-    """Reference that computes the log-probs of a batch once, for all points."""
+class CachedReference:
+    """Reference that computes the log-probs of a batch once for all points."""
 
     def __init__(self, reference: LiveReference) -> None:
         self._reference = reference
@@ -58,11 +58,11 @@ class Remembered:
         return self._known[key]
 
     def exchange(self, group: ProcessGroup) -> None:
-        """There is only one process."""
+        """Do nothing: there is only one process."""
 
 
-class Silent:
-    """Hooks that ignore everything; a step that is not finite is skipped and counted."""
+class SilentHooks:
+    """Trainer hooks that do nothing except report a step with a loss that is not finite."""
 
     def emit(self, event: Event) -> None:
         pass
@@ -74,11 +74,11 @@ class Silent:
         pass
 
     def on_not_finite(self, trainer: Trainer, global_batch: Any, losses: Sequence[float]) -> None:
-        print("a step is not finite", file=sys.stderr)
+        print("skipped a step: its loss is not finite", file=sys.stderr)
 
 
 class SmallData:
-    """The same weights and held-out pairs for points of any number of pairs."""
+    """Shared weights and held-out pairs of the points with one reduction and beta."""
 
     def __init__(self, options: Any, folder: Path, reduction: str, beta: float) -> None:
         self.options, self.folder = options, folder
@@ -86,12 +86,12 @@ class SmallData:
         configure_device(self.device)
         self.dpo = {"dpo.reduction": reduction, "dpo.beta": beta}
         self._reference: LiveReference | None = None
-        self._held_out: Remembered | None = None
+        self._held_out: CachedReference | None = None
         self._answers_before: list[str] | None = None
-        self._training: dict[int, tuple[RunInputs, Remembered]] = {}
+        self._training: dict[int, tuple[RunInputs, CachedReference]] = {}
 
     def measure(self, pairs: int, rate: float) -> dict[str, Any]:
-        """Train one epoch, and return what the held-out pairs and the answers show."""
+        """Train one epoch; return held-out metrics and answers before and after."""
         began = time.process_time()
         inputs, reference = self.read(pairs)
         train = inputs.profile.train.model_copy(update={"learning_rate": rate})
@@ -105,7 +105,9 @@ class SmallData:
         optimizer = make_optimizer(policy.parameters())
         scaler = make_scaler(self.device.torch_device, self.device.dtype)
         save: Callable[[Trainer], None] = lambda trainer: None  # noqa: E731
-        trainer = Trainer(inputs, policy, reference, reference, optimizer, scaler, Silent(), save)
+        trainer = Trainer(
+            inputs, policy, reference, reference, optimizer, scaler, SilentHooks(), save
+        )
         losses, after_first = [], math.nan
         for global_batch in inputs.order.global_batches():
             losses += trainer.take_step(global_batch).losses
@@ -120,7 +122,7 @@ class SmallData:
             device=self.device,
             on_progress=lambda done: None,
         )
-        rises = (table[:, HELD_OUT_METRICS.index("loss")] - math.log(2)).tolist()
+        changes = (table[:, HELD_OUT_METRICS.index("loss")] - math.log(2)).tolist()
         answers = self.answers(inputs, policy)
         return {
             "weights": self.options.model_weights.name,
@@ -134,8 +136,8 @@ class SmallData:
             "first_batch_after_first_step": after_first,
             "last_loss": losses[-1],
             "held_out_pairs": len(inputs.held_out),
-            "loss_change": statistics.mean(rises),
-            "loss_change_error": statistics.stdev(rises) / len(rises) ** 0.5,
+            "loss_change": statistics.mean(changes),
+            "loss_change_error": statistics.stdev(changes) / len(changes) ** 0.5,
             "held_out": summarize(table),
             "repetition_before": [round(repetition(text), 4) for text in self._answers_before],
             "repetition": [round(repetition(text), 4) for text in answers],
@@ -143,16 +145,16 @@ class SmallData:
             "cpu_seconds": round(time.process_time() - began, 1),
         }
 
-    def read(self, pairs: int) -> tuple[RunInputs, Remembered]:
-        """Read the inputs of the points with so many pairs, once."""
+    def read(self, pairs: int) -> tuple[RunInputs, CachedReference]:
+        """Read the inputs of the points with this number of pairs, once."""
         if pairs not in self._training:
             inputs = read_inputs(
                 self.profile(pairs), self.device, RunDirectory(self.folder), lambda *_: None
             )
             if self._reference is None:
                 self._reference = LiveReference(frozen_reference(inputs), self.device)
-                self._held_out = Remembered(self._reference)
-            self._training[pairs] = inputs, Remembered(self._reference)
+                self._held_out = CachedReference(self._reference)
+            self._training[pairs] = inputs, CachedReference(self._reference)
         return self._training[pairs]
 
     def profile(self, pairs: int) -> Any:
@@ -183,7 +185,7 @@ class SmallData:
 
     @torch.no_grad()
     def loss_of(self, trainer: Trainer, indices: Sequence[int]) -> float:
-        """Score pairs that were just trained on again."""
+        """Return the loss of pairs that were just trained on."""
         trainer.policy.eval()
         batch = trainer.inputs.batches.make_batch(trainer.inputs.pairs, indices)
         logps = trainer.reference.token_logps(indices, batch)
@@ -209,16 +211,16 @@ class SmallData:
 
 
 def grid(options: Any) -> Iterator[tuple[str, float, int, float]]:
-    """Yield the points asked for: reduction, beta, pairs, rate."""
-    for brake in options.losses:
-        reduction, beta = brake.split(":")
+    """Yield reduction, beta, pairs and rate of each requested point."""
+    for loss in options.losses:
+        reduction, beta = loss.split(":")
         for pairs in options.small_data:
             for rate in options.rates:
                 yield reduction, float(beta), pairs, rate
 
 
 def measure_small_data(options: Any, header: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Measure the points that the JSON file does not have yet; write it after each."""
+    """Measure the points that the JSON file lacks; write the file after each."""
     torch.manual_seed(0)
     report = {**header, "points": []}
     if options.json.exists():

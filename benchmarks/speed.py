@@ -1,15 +1,15 @@
-"""Seconds a pair: `dpo`'s training step, the plain loop and TRL on the same pairs and weights.
+"""Seconds per pair of `dpo`, the plain loop and TRL on the same pairs and weights.
 
     python benchmarks/speed.py ../shared/checkpoints/full_sft_512.pth \\
         ../shared/tokenizer/minimind2 ../shared/data/dpo_en_zh_400.jsonl
 
-The variants take turns, each in a process of its own, and rounds are repeated; what counts is the
-median. "cold" has the reference's log-probs still to compute, as in a run's first epoch; "warm"
-has them. Start-up is not counted. The floor is the time in which the least products that give this
-gradient (each token once, the head at response positions) could be made at the rate that one large
-product reaches here. `make bench` sets up an environment with TRL, and hands over its Python.
-Where there is a card, all run on it, under bfloat16 (`--cpu` for the CPU), and the inverse of the
-ratio to the floor is the MFU.
+The variants run in turn, each in its own process, for several rounds; the result is the median
+without start-up. "cold" computes the reference's log-probs in each step, as the first epoch of a
+run does; "warm" reads them from memory. The floor is the time of the fewest matrix products that
+give this gradient (each token once, the head at response positions) at the FLOP/s of one large
+product on this machine. `make bench` installs TRL in another environment and passes its
+interpreter. If the machine has a GPU, all variants run on it in bfloat16 (`--cpu` chooses the CPU);
+the MFU is the floor divided by the measured time.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from typing import Any
 
 from inputs import add_trl, make_parser
 from steps import (
-    answer,
     forward_gflop,
     make_step,
     peak_bytes,
     prepare,
     prepare_trl,
     rate_of_product,
+    run_json,
     trl_settings,
 )
 
@@ -46,7 +46,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dpo, warm": {},
     "dpo, warm, bfloat16": {"dtype": "bfloat16"},
 }
-LEFT_OUT: dict[str, dict[str, Any]] = {
+WITHOUT_ONE: dict[str, dict[str, Any]] = {
     "warm, padded, sides apart": {"packed": False},
     "warm, prompts not shared": {"share_prompts": False},
     "warm, torch's head": {"fused_head": False},
@@ -66,8 +66,8 @@ TRL: dict[str, dict[str, Any]] = {
 }
 
 
-def leave_out(settings: dict[str, Any]) -> None:
-    """Put in the place of a technique what would be there without it."""
+def remove_technique(settings: dict[str, Any]) -> None:
+    """Replace one of `dpo`'s techniques by the plain computation."""
     import torch
 
     from dpo_cli.models import scoring
@@ -81,25 +81,25 @@ def leave_out(settings: dict[str, Any]) -> None:
     if not settings.get("share_prompts", True):
         make_batch = batches.make_batch
 
-        def apart(*arguments: Any, **options: Any) -> Any:
+        def make_unshared(*arguments: Any, **options: Any) -> Any:
             return make_batch(*arguments, **{**options, "share_prompts": False})
 
-        batches.make_batch = reference.make_batch = apart
+        batches.make_batch = reference.make_batch = make_unshared
 
 
 def run_once(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str, Any]:
-    """One variant in this process: seconds of the steps and the most memory it held."""
-    leave_out(settings)
+    """Run one variant in this process; return seconds, peak memory and losses of the steps."""
+    remove_technique(settings)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["DPO_CACHE_DIR"] = folder
         inputs = prepare(options, settings, Path(folder))
     take_step = make_step(inputs, settings)
-    if settings.get("compile"):  # which takes its time with the first step
+    if settings.get("compile"):  # the first step compiles; its time is not counted
         take_step(next(inputs.order.global_batches()))
     began = time.perf_counter()
     losses: list[float] = []
-    for window in inputs.order.global_batches():
-        losses += take_step(window)
+    for global_batch in inputs.order.global_batches():
+        losses += take_step(global_batch)
     return {
         "seconds": time.perf_counter() - began,
         "pairs": len(inputs.pairs),
@@ -109,7 +109,7 @@ def run_once(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str,
 
 
 def floor(options: argparse.Namespace) -> dict[str, Any]:
-    """The least products of a step, and the rate of one large product."""
+    """Return the fewest products of a step, and the FLOP/s of one large product."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["DPO_CACHE_DIR"] = folder
         inputs = prepare(options, {"tuned": False}, Path(folder))
@@ -125,17 +125,21 @@ def floor(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = make_parser(__doc__)
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--max-seq-len", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cpu", action="store_true", help="even where there is a card")
-    parser.add_argument("--only", action="append", help="a variant's name; may be repeated")
-    parser.add_argument("--each", action="store_true", help="also with each technique left out")
+    parser.add_argument("--cpu", action="store_true", help="run on the CPU, even if there is a GPU")
+    parser.add_argument(
+        "--only", action="append", help="measure only this variant; may be repeated"
+    )
+    parser.add_argument(
+        "--each", action="store_true", help="also measure dpo without each of its techniques"
+    )
     add_trl(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.device = "cpu" if options.cpu else "auto"
@@ -143,7 +147,7 @@ def main() -> None:
         print(json.dumps(floor(options)))
         return
     if options.variant:
-        print(json.dumps(run_once(options, {**VARIANTS, **LEFT_OUT}[options.variant])))
+        print(json.dumps(run_once(options, {**VARIANTS, **WITHOUT_ONE}[options.variant])))
         return
     with tempfile.TemporaryDirectory() as folder:
         report = measure(options, Path(folder))
@@ -153,27 +157,30 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Every variant, by turns."""
+    """Measure the variants in turn."""
     import torch
 
-    itself = [sys.executable, *sys.argv, "--variant"]
+    command_line = [sys.executable, *sys.argv, "--variant"]
     commands = {
-        name: [*itself, name] for name in {**VARIANTS, **(LEFT_OUT if options.each else {})}
+        name: [*command_line, name]
+        for name in {**VARIANTS, **(WITHOUT_ONE if options.each else {})}
     }
     if options.trl:
         trl = prepare_trl(options, folder)
         common = trl_settings(options, is_on_cpu=options.cpu or not torch.cuda.is_available())
-        commands |= {name: [*trl, json.dumps({**common, **own})] for name, own in TRL.items()}
+        commands |= {
+            name: [*trl, json.dumps({**common, **settings})] for name, settings in TRL.items()
+        }
     if options.only:
         commands = {name: commands[name] for name in options.only}
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
     floors = []
     for _ in range(options.rounds):
-        floors.append(answer([*itself, "floor"]))
+        floors.append(run_json([*command_line, "floor"]))
         for name, command in commands.items():
-            results[name].append(answer(command))
+            results[name].append(run_json(command))
             print(f"{name}: {results[name][-1]['seconds']:.1f} s", file=sys.stderr)
-    least = min(floors, key=lambda floor: floor["seconds_a_pair_warm"])
+    lowest = min(floors, key=lambda each: each["seconds_a_pair_warm"])
     base = statistics.median(run["seconds"] for run in next(iter(results.values())))
     return {
         "date": datetime.date.today().isoformat(),
@@ -181,31 +188,32 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "arguments": sys.argv[1:],
-        "floor": least,
-        "variants": {name: row(runs, base, least) for name, runs in results.items()},
+        "floor": lowest,
+        "variants": {name: summarize(runs, base, lowest) for name, runs in results.items()},
     }
 
 
-def row(runs: list[dict[str, Any]], base: float, floor: dict[str, Any]) -> dict[str, Any]:
-    """The figures of one variant."""
+def summarize(
+    runs: list[dict[str, Any]], base_seconds: float, lowest: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the figures of one variant, compared with the first variant and the floor."""
     seconds = [run["seconds"] / run["pairs"] for run in runs]
     median = statistics.median(seconds)
     return {
         "seconds_a_pair": round(median, 3),
         "least": round(min(seconds), 3),
         "most": round(max(seconds), 3),
-        "times_as_fast": round(base / runs[0]["pairs"] / median, 2),
-        "by_warm_floor": round(median / floor["seconds_a_pair_warm"], 2),
+        "times_as_fast": round(base_seconds / runs[0]["pairs"] / median, 2),
+        "by_warm_floor": round(median / lowest["seconds_a_pair_warm"], 2),
         "peak_mb": round(max(run["peak_bytes"] for run in runs) / 1e6),
         "last_loss": runs[0]["losses"][-1],
     }
 
 
 def show(report: dict[str, Any]) -> None:
-    """The figures as a table in Markdown."""
-    least = report["floor"]
-    print(f"floor: {least}\n")
-    print("| | s/pair (least to most) | times as fast | by warm floor | peak, MB | last loss |")
+    """Print the figures as a table in Markdown."""
+    print(f"floor: {report['floor']}\n")
+    print("| | s/pair (min to max) | speedup | times the warm floor | peak, MB | last loss |")
     print("|---|---|---|---|---|---|")
     for name, row in report["variants"].items():
         print(

@@ -1,12 +1,12 @@
-"""Median step of the demo under several bounds of OpenMP's spin, alone and beside busy loops.
+"""Median step time of the demo for several spin counts of OpenMP, alone and beside busy loops.
 
     python benchmarks/spin.py 1000 3000 10000 300000 --busy 0 1
     python benchmarks/spin.py 1000 --busy-per-core 0 2 --rounds 3 --most 4
 
-300000 is libgomp's own default where threads are bound to no core. The settings take turns in each
-round, because the speed of a machine changes by the minute; the figure is the median of the rounds.
-With --most, the script fails if a step beside busy loops takes more than so many times as long as
-alone: beside two loops per core the fair share is three. Run it on a quiet machine.
+300000 is libgomp's default for threads that are bound to no core. The settings run in turn in each
+round, because the speed of a machine changes by the minute; the result is the median of the rounds.
+--most N fails if a step beside busy loops takes more than N times as long as alone. Beside two
+loops per core, three times as long is a fair share. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WARM_UP_STEPS = 2
 
 
 def median_step_seconds(spins: int, busy_loops: int) -> float:
-    """Train the demo for three epochs with the default number of threads."""
+    """Train the demo for three epochs beside busy loops, with the default number of threads."""
     loops = [
         subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy_loops)
     ]
@@ -55,12 +55,14 @@ def median_step_seconds(spins: int, busy_loops: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("spins", type=int, nargs="+")
-    parser.add_argument("--busy", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--busy-per-core", type=int, nargs="+")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("spins", type=int, nargs="+", help="values of GOMP_SPINCOUNT")
+    parser.add_argument("--busy", type=int, nargs="+", default=[0, 1], help="numbers of busy loops")
+    parser.add_argument("--busy-per-core", type=int, nargs="+", help="the same per core")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--most", type=float)
+    parser.add_argument("--most", type=float, metavar="N", help="largest accepted slowdown")
     options = parser.parse_args()
     cores = usable_cores()
     per_core = options.busy_per_core
@@ -71,7 +73,7 @@ def main() -> None:
         for busy_loops, spins in settings:
             found = median_step_seconds(spins, busy_loops)
             seconds[busy_loops, spins].append(found)
-            print(f"{busy_loops} busy loops, {spins} spins: {found:.3f} s a step", flush=True)
+            print(f"{busy_loops} busy loops, {spins} spins: {found:.3f} s per step", flush=True)
     medians = {setting: statistics.median(found) for setting, found in seconds.items()}
     worst = 0.0
     for (busy_loops, spins), found in medians.items():

@@ -1,4 +1,4 @@
-"""Training steps that the benchmarks time: the plain loop's and `dpo`'s, on the same inputs."""
+"""Training steps of the plain loop and of `dpo` on the same inputs, for the benchmarks."""
 
 from __future__ import annotations
 
@@ -14,37 +14,35 @@ from pathlib import Path
 from typing import Any
 
 Step = Callable[[Any], list[float]]
-"""Trains on a global batch, and returns the loss of each micro-batch."""
+"""Function that trains on a global batch and returns the loss of each micro-batch."""
 
 
 class TrainerHooks:
-    """Nobody looks on, and nobody asks."""
+    """Trainer hooks that do nothing, except that a loss that is not finite is an error."""
 
     def emit(self, event: Any) -> None:
-        """Let it go."""
+        pass
 
     def requests(self) -> set[str]:
-        """Nothing."""
         return set()
 
     def keep_scores(self, *scores: Any) -> None:
-        """Let them go."""
+        pass
 
-    def progress(self, *how_far: Any) -> None:
-        """Let it go."""
+    def progress(self, *arguments: Any) -> None:
+        pass
 
     def on_not_finite(self, trainer: Any, global_batch: Any, losses: Any) -> None:
-        """There must be none."""
         raise SystemExit("the loss is not finite")
 
 
 def make_step(inputs: Any, settings: dict[str, Any]) -> Step:
-    """Return the step of a variant, with its models in place."""
+    """Load the models of a variant, and return the function that takes a step."""
     return plain_step(inputs) if settings.get("script") else dpo_step(inputs, settings)
 
 
 def plain_step(inputs: Any) -> Step:
-    """What the scripts do, and no more: pad to the maximum, two models, every logit."""
+    """Return the step of MiniMind's script: padded to the maximum, two models, all logits."""
     import torch
     from torch.nn import functional as F
 
@@ -74,17 +72,17 @@ def plain_step(inputs: Any) -> Step:
         ).to(inputs.device.torch_device)
         with autocast():
             with torch.no_grad():
-                its_logits = reference(batch.input_ids).logits
-                its = mean_logps(its_logits, batch.labels, batch.mask)
-            ours = mean_logps(policy(batch.input_ids).logits, batch.labels, batch.mask)
-            chosen, rejected = (ours - its).chunk(2)
+                ref_logits = reference(batch.input_ids).logits
+                ref_logps = mean_logps(ref_logits, batch.labels, batch.mask)
+            logps = mean_logps(policy(batch.input_ids).logits, batch.labels, batch.mask)
+            chosen, rejected = (logps - ref_logps).chunk(2)
             return -F.logsigmoid(profile.dpo.beta * (chosen - rejected)).mean()
 
-    def take_step(window: Any) -> list[float]:
+    def take_step(global_batch: Any) -> list[float]:
         losses = []
-        for indices in window.micro_batches:
+        for indices in global_batch.micro_batches:
             loss = loss_of(indices)
-            (loss / len(window.micro_batches)).backward()
+            (loss / len(global_batch.micro_batches)).backward()
             losses.append(loss.item())
         torch.nn.utils.clip_grad_norm_(policy.parameters(), profile.train.grad_clip)
         optimizer.step()
@@ -95,7 +93,7 @@ def plain_step(inputs: Any) -> Step:
 
 
 def dpo_step(inputs: Any, settings: dict[str, Any]) -> Step:
-    """The trainer's step; warm unless `settings` say "cold" or the layout is padded."""
+    """Return the step of `dpo`'s trainer; cold if `settings` has "cold" or the padded layout."""
     import torch
 
     from dpo_cli.models.frozen import Frozen
@@ -108,11 +106,11 @@ def dpo_step(inputs: Any, settings: dict[str, Any]) -> Step:
         scorer = setup.make_scorer(inputs, model_weights)
         if not settings.get("packed", True):
             scorer.model.set_attn_implementation("sdpa")
-            scorer.fallback_reason = "left out"
+            scorer.fallback_reason = "left out by the benchmark"
         return scorer
 
     policy = scorer(inputs.weights)
-    os.environ["DPO_CACHE_DIR"] = os.devnull
+    os.environ["DPO_CACHE_DIR"] = os.devnull  # keeps the reference's log-probs in memory only
     reference, _ = open_references(
         inputs, lambda: Frozen(scorer(inputs.reference_weights)), Path(os.devnull)
     )
@@ -127,15 +125,15 @@ def dpo_step(inputs: Any, settings: dict[str, Any]) -> Step:
         save=lambda trainer: None,
     )
     is_warm = inputs.profile.train.layout == "packed" and not settings.get("cold")
-    for window in inputs.order.global_batches() if is_warm else ():
-        for forward in inputs.batches.micro_batches(window.micro_batches):
-            batch = inputs.batches.make_batch(inputs.pairs, forward.indices)
-            reference.token_logps(forward.indices, batch)
-    return lambda window: list(trainer.take_step(window).losses)
+    for global_batch in inputs.order.global_batches() if is_warm else ():
+        for micro_batch in inputs.batches.micro_batches(global_batch.micro_batches):
+            batch = inputs.batches.make_batch(inputs.pairs, micro_batch.indices)
+            reference.token_logps(micro_batch.indices, batch)
+    return lambda global_batch: list(trainer.take_step(global_batch).losses)
 
 
 def prepare(options: argparse.Namespace, settings: dict[str, Any], folder: Path) -> Any:
-    """The inputs of a run over the first pairs of the data that can be trained on."""
+    """Read the inputs of a run over the first `options.pairs` pairs that can be trained on."""
     import dataclasses
 
     from dpo_cli.compute.device import configure_device, resolve
@@ -172,19 +170,19 @@ def prepare(options: argparse.Namespace, settings: dict[str, Any], folder: Path)
     )
     inputs = read_inputs(profile, device, RunDirectory(folder), lambda *_: None)
     pairs = inputs.pairs[: options.pairs]
-    assert len(pairs) == options.pairs, f"only {len(pairs)} pairs can be trained on"
+    assert len(pairs) == options.pairs, f"the data has only {len(pairs)} pairs to train on"
     return dataclasses.replace(inputs, pairs=pairs)
 
 
 def peak_bytes(device: Any) -> int:
-    """Most memory of tensors on a device; on a CPU, of the process."""
+    """Return the peak memory of the tensors on a device; on a CPU, of the process."""
     from dpo_cli.compute.memory import peak_process_bytes
 
     return int(device.peak_bytes() or peak_process_bytes())
 
 
 def forward_gflop(shape: Any, pairs: Any) -> float:
-    """The least products of a forward: each token once, the head at response positions.
+    """Return the GFLOP of a forward: each token once, the head at response positions.
 
     `shape` is an architecture of MiniMind, or a configuration of transformers for a dense model.
     """
@@ -192,14 +190,14 @@ def forward_gflop(shape: Any, pairs: Any) -> float:
     groups = shape.num_key_value_heads * shape.head_dim
     width, blocks = shape.hidden_size, 1
     if getattr(shape, "use_moe", False):
-        # MiniMind version 2 has one expert beside those that are chosen.
+        # MiniMind version 2 has one shared expert beside the routed ones.
         blocks = shape.num_experts_per_tok + (shape.version == 2)
     weights = 2 * width * (heads + groups) + 3 * blocks * width * shape.intermediate_size
     flop = 0.0
     for pair, tokens in zip(pairs, pairs.computed_tokens.tolist(), strict=True):
         chosen, rejected = len(pair.chosen.ids) - 1, len(pair.rejected.ids) - 1
         prompt = chosen + rejected - tokens
-        # A query and each key that it may see: one product for the score, one for the answer.
+        # Per query and visible key: one product for the score, one for the value.
         seen = (chosen**2 + rejected**2 - prompt**2) / 2
         targets = pair.chosen.response_tokens + pair.rejected.response_tokens
         flop += shape.num_hidden_layers * (2 * weights * tokens + 4 * heads * seen)
@@ -208,22 +206,22 @@ def forward_gflop(shape: Any, pairs: Any) -> float:
 
 
 def rate_of_product(device: Any) -> float:
-    """GFLOP/s of one large product in the dtype of the device."""
+    """Measure the GFLOP/s of one large product in the dtype of the device."""
     import torch
 
     rows, middle, columns = (4096, 512, 1408) if device.type == "cpu" else (8192, 8192, 8192)
-    place = {"device": device.torch_device, "dtype": device.dtype}
-    left, right = torch.randn(rows, middle, **place), torch.randn(middle, columns, **place)
+    kind = {"device": device.torch_device, "dtype": device.dtype}
+    left, right = torch.randn(rows, middle, **kind), torch.randn(middle, columns, **kind)
     seconds = []
     for _ in range(40):
         began = time.perf_counter()
-        (left @ right)[0, 0].item()  # which waits for the device
+        (left @ right)[0, 0].item()  # waits for the device
         seconds.append(time.perf_counter() - began)
     return 2 * rows * middle * columns / min(seconds) / 1e9
 
 
 def prepare_trl(options: argparse.Namespace, folder: Path) -> list[str]:
-    """The same weights and pairs as TRL wants them: its command line but for the settings."""
+    """Write the same weights and pairs for TRL; return the command line without the settings."""
     from dpo_cli.models.loading import build_model
 
     os.environ["DPO_CACHE_DIR"] = str(folder)
@@ -240,7 +238,7 @@ def prepare_trl(options: argparse.Namespace, folder: Path) -> list[str]:
 
 
 def trl_settings(options: argparse.Namespace, *, is_on_cpu: bool) -> dict[str, Any]:
-    """The settings of TRL's trainer that follow from the sizes of a benchmark."""
+    """Return the settings of TRL's trainer for the sizes of a benchmark."""
     return {
         "per_device_train_batch_size": options.batch_size,
         "max_length": options.max_seq_len,
@@ -249,12 +247,12 @@ def trl_settings(options: argparse.Namespace, *, is_on_cpu: bool) -> dict[str, A
     }
 
 
-def answer(command: list[str]) -> Any:
-    """What a process printed last, as JSON."""
+def run_json(command: list[str]) -> Any:
+    """Run a command; return the last line of its output as JSON."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
     )
     if done.returncode:
-        raise SystemExit(f"failed: {' '.join(command)}")
+        raise SystemExit(f"exit code {done.returncode} of {' '.join(command)}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,20 +1,20 @@
-"""What a sweep of six runs takes, against six separate runs of the same points.
+"""Time of a sweep of six runs, compared with six separate runs of the same points.
 
     python benchmarks/sweep.py ../shared/checkpoints/full_sft_512.pth \\
         ../shared/tokenizer/minimind2 ../shared/data/dpo_en_zh_400.jsonl --json FILE
 
-Three ways to train the same six points (three betas by two learning rates, a tenth of the pairs
-held out), by wall clock from the first command to the end of the last:
+Three ways train the same six points (three betas by two learning rates, a tenth of the pairs held
+out). Times are wall-clock times from the first command to the end of the last:
 
-- separate: six `dpo train`, each with an empty cache directory, as on six machines, or for somebody
-  who keeps none: rows are encoded and the reference's log-probs computed six times;
+- separate: six `dpo train`, each with an empty cache, as on six machines: rows are encoded and the
+  reference's log-probs are computed six times;
 - cached: six `dpo train` that share one cache, empty before the first;
-- sweep: `dpo sweep`, with a cache that is empty before it.
+- sweep: `dpo sweep`, with an empty cache.
 
-They take turns point by point, each time another one first, so that a machine that grows slower
-hits all: while the others have theirs, the sweep is held where its next run begins (SIGSTOP), which
-does not count. The reference is computed along the first epoch alone, so that the gain falls with
-`--epochs`. All states must come out equal to the bit, which is checked.
+The ways run in turn, point by point, each time another one first, so that a machine that slows down
+affects all of them. While the others train, SIGSTOP pauses the sweep at the start of its next run;
+the pause is not counted. The reference is computed during the first epoch only, so the gain falls
+with `--epochs`. The script checks that the runs of a point end in bit-identical states.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ DPO = [sys.executable, "-m", "dpo_cli"]
 
 
 class Round:
-    """One round of all three, in a folder of its own."""
+    """One round of all three ways, in its own folder."""
 
     def __init__(self, folder: Path, options: Any, rows: Path) -> None:
         self.folder = folder
@@ -73,7 +73,7 @@ class Round:
         )
 
     def train(self, runs: str, cache: str, point: tuple[float, float]) -> float:
-        """One separate run; its wall-clock seconds."""
+        """Train one separate run; return the wall-clock seconds."""
         began = time.perf_counter()
         settings = (f"dpo.beta={point[0]}", f"train.learning_rate={point[1]}")
         words = [word for each in settings for word in ("--set", each)]
@@ -81,35 +81,35 @@ class Round:
         return time.perf_counter() - began
 
     def sweep(self) -> Generator[float]:
-        """The sweep, held from yield to yield; the wall-clock seconds that each point took.
+        """Run the sweep, paused at each yield; yield the wall-clock seconds of each point.
 
-        The first has the plan and the imports in it, the last the comparison.
+        The first figure includes the plan and the imports, the last one the comparison.
         """
         began = time.perf_counter()
         grid = (f"dpo.beta={list(BETAS)}", f"train.learning_rate={list(RATES)}")
         words = [word for each in grid for word in ("--grid", each)]
         process = self._start("sweep", "cache-sweep", "sweep", "dense", *words)
         try:
-            for begun in range(2, len(POINTS) + 1):
-                while len(find_runs(self.folder / "sweep")) < begun:
+            for count in range(2, len(POINTS) + 1):
+                while len(find_runs(self.folder / "sweep")) < count:
                     if process.poll() is not None:
-                        raise SystemExit(f"exit code {process.returncode} after {begun - 1} runs")
+                        raise SystemExit(f"exit code {process.returncode} after {count - 1} runs")
                     time.sleep(_POLL_SECONDS)
-                held = _hold(process.pid)
+                paused = _pause(process.pid)
                 yield time.perf_counter() - began
                 began = time.perf_counter()
-                _signal(held, signal.SIGCONT)
+                _signal(paused, signal.SIGCONT)
             _wait_for(process)
-        finally:  # where another way failed, it stands still yet
+        finally:  # if another way failed, the sweep is still paused
             if process.poll() is None:
-                _signal(_family(process.pid), signal.SIGKILL)
+                _signal(_process_tree(process.pid), signal.SIGKILL)
         yield time.perf_counter() - began
 
     def require_same_states(self) -> None:
-        """Refuse runs of a point that do not end in the same weights, moments and all, to the bit.
+        """Require that the runs of each point end in bit-identical states.
 
         Raises:
-            SystemExit: naming them; they stay where they are.
+            SystemExit: states differ; the message names the runs, which are kept.
         """
         ways = [self._runs(name) for name in ("separate", "cached", "sweep")]
         for runs in zip(*ways, strict=True):
@@ -120,7 +120,7 @@ class Round:
                 raise SystemExit(f"these runs of a point do not end in the same state:{differing}")
 
     def _runs(self, way: str) -> list[RunDirectory]:
-        """Those of six points, in their order."""
+        """Return the runs of one way in the order of the points."""
         return sorted(find_runs(self.folder / way), key=lambda run: run.name[-_STAMP:])
 
 
@@ -129,22 +129,22 @@ def _wait_for(process: subprocess.Popen[bytes]) -> None:
         raise SystemExit(f"exit code {process.returncode} of {process.args!r}")
 
 
-def _hold(pid: int) -> set[int]:
-    """Stop a process and all that it has started, which have sessions of their own; them."""
-    held: set[int] = set()
-    while new := _family(pid) - held:
+def _pause(pid: int) -> set[int]:
+    """Stop a process and its descendants, which have their own sessions; return their ids."""
+    paused: set[int] = set()
+    while new := _process_tree(pid) - paused:
         _signal(new, signal.SIGSTOP)
-        held |= new
-        time.sleep(_POLL_SECONDS)  # one that was about to start another has done so then
-    return held
+        paused |= new
+        time.sleep(_POLL_SECONDS)  # a process may have started a child just before the signal
+    return paused
 
 
-def _family(pid: int) -> set[int]:
+def _process_tree(pid: int) -> set[int]:
     children: set[int] = set()
-    with contextlib.suppress(OSError):  # it has ended
+    with contextlib.suppress(OSError):  # the process has ended
         for listed in Path(f"/proc/{pid}/task").glob("*/children"):
             children.update(map(int, listed.read_text(encoding="ascii").split()))
-    return {pid}.union(*map(_family, children))
+    return {pid}.union(*map(_process_tree, children))
 
 
 def _signal(processes: set[int], number: signal.Signals) -> None:
@@ -159,12 +159,12 @@ def _state(run: RunDirectory) -> dict[str, str]:
 
 
 def measure(folder: Path, options: Any, rows: Path, first: int) -> dict[str, list[float]]:
-    """Seconds of each of the three in one round, point by point."""
-    this = Round(folder, options, rows)
-    with contextlib.closing(this.sweep()) as sweep:
+    """Return the seconds of each way in one round, point by point."""
+    this_round = Round(folder, options, rows)
+    with contextlib.closing(this_round.sweep()) as sweep:
         ways: dict[str, Callable[[int], float]] = {
-            "separate": lambda n: this.train("separate", f"cache-{n}", POINTS[n]),
-            "cached": lambda n: this.train("cached", "cache-shared", POINTS[n]),
+            "separate": lambda n: this_round.train("separate", f"cache-{n}", POINTS[n]),
+            "cached": lambda n: this_round.train("cached", "cache-shared", POINTS[n]),
             "sweep": lambda n: next(sweep),
         }
         seconds: dict[str, list[float]] = {way: [] for way in ways}
@@ -172,23 +172,23 @@ def measure(folder: Path, options: Any, rows: Path, first: int) -> dict[str, lis
             for turn in range(len(ways)):
                 way = [*ways][(first + number + turn) % len(ways)]
                 seconds[way].append(ways[way](number))
-            its = (f"{way} {each[-1]:.1f} s" for way, each in seconds.items())
-            print(f"point {number + 1}:", *its)
-    this.require_same_states()
+            last = (f"{way} {each[-1]:.1f} s" for way, each in seconds.items())
+            print(f"point {number + 1}:", *last)
+    this_round.require_same_states()
     return seconds
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = make_parser(__doc__)
     parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--max-seq-len", type=int, default=512)
-    parser.add_argument("--set", action="append", default=[], dest="settings")
+    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # through every `finally`
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that `finally` blocks run
     rounds = []
     for number in range(options.rounds):
         folder = Path(tempfile.mkdtemp(dir=".")).resolve()
@@ -197,11 +197,13 @@ def main() -> None:
         rows.write_text("".join(lines[: options.rows]), encoding="utf-8")
         rounds.append(measure(folder, options, rows, first=number))
         shutil.rmtree(folder)
-    print("| | seconds, median | of separate |")
+    print("| | seconds, median | share of separate |")
     print("|---|---|---|")
     for way in rounds[0]:
-        seconds = statistics.median(sum(its[way]) for its in rounds)
-        share = statistics.median(sum(its[way]) / sum(its["separate"]) for its in rounds)
+        seconds = statistics.median(sum(figures[way]) for figures in rounds)
+        share = statistics.median(
+            sum(figures[way]) / sum(figures["separate"]) for figures in rounds
+        )
         print(f"| {way} | {seconds:.1f} | {share:.2f} |")
     if options.json:
         report = {

@@ -1,13 +1,13 @@
-"""What encoding costs: the first time, the second time, and in memory.
+"""Time and memory of encoding, without and with the token cache.
 
     python benchmarks/tokens.py ../shared/tokenizer/minimind2 \\
         ../shared/data/dpo_en_zh_400.jsonl ../shared/data/dpo_judged_train.jsonl
 
-The rows are those of the files, then the same with their lines in another order and a line of
-another row among them, until there are enough: none is like another, and the words are real.
-`raw` is `encode_batch_fast` of both sides of every row as whole texts, rendered beforehand and
-handed over as `dpo` hands over its own: no offsets, no masks, nothing kept. Every figure is that
-of a process of its own; the least of the rounds counts.
+The rows are those of the files. If more rows are needed, they are repeated with their lines in
+another order and a line of another row, so that rows are distinct and words are real. `raw` is
+`encode_batch_fast` of both sides of each row as whole texts, rendered beforehand and in the same
+blocks as in `dpo`, without offsets, masks or storage. Each figure is measured in its own process;
+the result is the minimum of the rounds.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-TEXTS_AT_ONCE = 512
+BLOCK_TEXTS = 512
 MAX_SEQ_LEN = 1024
 
 
 def write_rows(path: Path, sources: list[Path], count: int) -> None:
-    """So many distinct rows."""
+    """Write `count` distinct rows."""
     rows = [json.loads(line) for source in sources for line in source.open(encoding="utf-8")]
     draw = random.Random(1)
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
             row = rows[number % len(rows)]
             if number >= len(rows):
-                row = altered(row, draw.choice(rows), draw)
+                row = alter(row, draw.choice(rows), draw)
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def altered(row: dict[str, Any], other: dict[str, Any], draw: random.Random) -> dict[str, Any]:
-    """Another row of the same kind; what its sides shared they share still."""
-    known: dict[str, str] = {}
+def alter(row: dict[str, Any], other: dict[str, Any], draw: random.Random) -> dict[str, Any]:
+    """Return a row with shuffled texts; texts that both sides share stay shared."""
+    altered: dict[str, str] = {}
 
     def text(content: str, others: str) -> str:
-        if content not in known:
+        if content not in altered:
             lines = [*content.split("\n"), draw.choice(others.split("\n"))]
             draw.shuffle(lines)
-            known[content] = "\n".join(lines)
-        return known[content]
+            altered[content] = "\n".join(lines)
+        return altered[content]
 
     return {
         side: [
@@ -66,34 +66,34 @@ def altered(row: dict[str, Any], other: dict[str, Any], draw: random.Random) -> 
 
 @contextmanager
 def peak_memory(found: dict[str, Any]) -> Iterator[None]:
-    """The most that this process holds, above what it held before, in MB."""
+    """Record the growth of the peak memory of this process, in MB."""
 
-    def held() -> dict[str, int]:
+    def resident() -> dict[str, int]:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         facts = dict(line.split(":", 1) for line in lines)
         return {name: int(facts[name].split()[0]) for name in ("RssAnon", "RssFile")}
 
-    before, done = held(), threading.Event()
-    most = dict(before)
+    before, done = resident(), threading.Event()
+    peak = dict(before)
 
-    def hooks() -> None:
+    def watch() -> None:
         while not done.wait(0.02):
-            for name, size in held().items():
-                most[name] = max(most[name], size)
+            for name, size in resident().items():
+                peak[name] = max(peak[name], size)
 
-    watcher = threading.Thread(target=hooks)
+    watcher = threading.Thread(target=watch)
     watcher.start()
     try:
         yield
     finally:
         done.set()
         watcher.join()
-        found["anonymous_mb"] = round((most["RssAnon"] - before["RssAnon"]) / 1e3, 1)
-        found["mapped_mb"] = round((most["RssFile"] - before["RssFile"]) / 1e3, 1)
+        found["anonymous_mb"] = round((peak["RssAnon"] - before["RssAnon"]) / 1e3, 1)
+        found["mapped_mb"] = round((peak["RssFile"] - before["RssFile"]) / 1e3, 1)
 
 
 def run_once(part: str, tokenizer_folder: Path, data: Path) -> dict[str, Any]:
-    """One figure, in this process."""
+    """Measure one part in this process."""
     from dpo_cli.data.chat import ChatTokenizer
     from dpo_cli.data.pairs import PreferencePair, read_pairs
     from dpo_cli.data.sources import Source
@@ -115,12 +115,12 @@ def run_once(part: str, tokenizer_folder: Path, data: Path) -> dict[str, Any]:
         for row in read_pairs(data):
             assert isinstance(row, PreferencePair)
             texts += [side.text for side in tokenizer.render(row.chosen, row.rejected)]
-            if len(texts) >= TEXTS_AT_ONCE:
+            if len(texts) >= BLOCK_TEXTS:
                 encode()
         encode()
         return found
     if part == "second":
-        sha256_file(data)  # whoever has read it last, it is in memory
+        sha256_file(data)  # brings the file into the page cache
     with peak_memory(found):
         began = time.perf_counter()
         rows = encode_source(
@@ -140,7 +140,7 @@ def run_once(part: str, tokenizer_folder: Path, data: Path) -> dict[str, Any]:
 
 
 def measure(options: argparse.Namespace, part: str, data: Path, cache: str) -> dict[str, Any]:
-    """One figure, in a process of its own."""
+    """Measure one part in its own process."""
     command = [sys.executable, __file__, str(options.tokenizer), str(data), "--part", part]
     done = subprocess.run(
         command,
@@ -154,7 +154,7 @@ def measure(options: argparse.Namespace, part: str, data: Path, cache: str) -> d
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="+")
     parser.add_argument("--rows", type=int, default=60_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
@@ -180,9 +180,9 @@ def main() -> None:
                         figures.append(measure(options, part, data, cache))
                         print(f"{count:,} {part}: {figures[-1]}", file=sys.stderr)
             for part, figures in rounds.items():
-                least = min(figures, key=lambda figure: float(figure["seconds"]))
+                fastest = min(figures, key=lambda figure: float(figure["seconds"]))
                 seconds = [round(figure["seconds"], 3) for figure in figures]
-                results[f"{count} {part}"] = {**least, "all_seconds": seconds, "rows": count}
+                results[f"{count} {part}"] = {**fastest, "all_seconds": seconds, "rows": count}
     print(f"{'':16}{'seconds':>9}{'hashing':>9}{'ms/row':>8}{'anonymous MB':>14}{'mapped MB':>11}")
     for name, row in results.items():
         print(

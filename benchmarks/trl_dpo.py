@@ -1,9 +1,9 @@
-"""One epoch of TRL's DPOTrainer, timed; run by the Python of an environment that has TRL.
+"""Time one epoch of TRL's DPOTrainer, with the interpreter of an environment that has TRL.
 
     python benchmarks/trl_dpo.py MODEL PAIRS SETTINGS
 
 MODEL is a Hugging Face directory with its tokenizer, PAIRS a JSONL file of conversations, SETTINGS
-a JSON object of what `DPOConfig` is told beside its defaults. `benchmarks/speed.py` calls it.
+a JSON object of arguments of `DPOConfig`. `benchmarks/speed.py` and `gpu.py` run this script.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trl import DPOConfig, DPOTrainer
 
 
 class StepTimes(TrainerCallback):
-    """The time at which each optimizer step ended."""
+    """Callback that records the end time of each optimizer step."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -34,7 +34,7 @@ class StepTimes(TrainerCallback):
 
 
 def main() -> None:
-    """Train, and print the seconds that training took."""
+    """Train, and print times, peak memory and loss as JSON."""
     model, pairs, settings = sys.argv[1:]
     with tempfile.TemporaryDirectory() as folder:
         rows = load_dataset("json", data_files=pairs, split="train", cache_dir=folder)
@@ -63,7 +63,8 @@ def main() -> None:
             {
                 "seconds": seconds,
                 "step_seconds": [
-                    b - a for a, b in zip([began, *times.ends], times.ends, strict=False)
+                    end - start
+                    for start, end in zip([began, *times.ends], times.ends, strict=False)
                 ],
                 "pairs": len(rows),
                 "trl": trl.__version__,

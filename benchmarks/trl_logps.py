@@ -1,10 +1,10 @@
-"""Losses and log-probs of TRL on pairs with several turns, recorded for the tests.
+"""Record losses and log-probs of TRL on pairs with several turns, for the tests.
 
     .venv-bench/bin/python benchmarks/trl_logps.py POLICY REFERENCE PAIRS
 
-writes tests/inference/trl_logps.json. POLICY and REFERENCE are Hugging Face directories, PAIRS a
-JSONL file with `prompt`, `chosen` and `rejected`. SimPO, which `DPOTrainer` lacks, is computed from
-its log-probs by equation 6 of the paper (beta 2.5, gamma 1.25).
+Writes tests/inference/trl_logps.json. POLICY and REFERENCE are Hugging Face directories, PAIRS a
+JSONL file with `prompt`, `chosen` and `rejected`. `DPOTrainer` lacks SimPO, so the script computes
+its loss from the log-probs by equation 6 of the paper (beta 2.5, gamma 1.25).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BETA, SIMPO_BETA, SIMPO_GAMMA = 0.1, 2.5, 1.25
 
 
 def main() -> None:
-    """Evaluate with each loss."""
+    """Evaluate with each loss, and write the results."""
     policy, reference, pairs = sys.argv[1:]
     with tempfile.TemporaryDirectory() as folder:
         rows = load_dataset("json", data_files=pairs, split="train", cache_dir=folder)

@@ -1,11 +1,11 @@
-"""Token ids and masks of TRL's DPOTrainer, recorded for the tests.
+"""Record token ids and masks of TRL's DPOTrainer, for the tests.
 
     .venv-bench/bin/python benchmarks/trl_masks.py MODELS PAIRS
 
-writes tests/data/trl_masks.json: for each chat template, tokenizer and row of
-tests/support/chat_families.py the number of prompt ids, and number and CRC-32 of the ids of both
-sides; null where the template refuses the row. For each directory in MODELS it writes the CRC-32 of
-these numbers over every fourth row without a system turn of the JSONL file PAIRS.
+Writes tests/data/trl_masks.json: for each chat template, tokenizer and row of
+tests/support/chat_families.py, the number of prompt ids and the number and CRC-32 of the ids of
+both sides, or null if the template refuses the row. For each directory in MODELS, the file has the
+CRC-32 of these numbers over every fourth row without a system turn of the JSONL file PAIRS.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.support.chat_families import ROWS, TEMPLATES, TOKENIZERS, write_token
 
 
 def main() -> None:
-    """Record all families."""
+    """Record all families and models."""
     with tempfile.TemporaryDirectory() as folder:
         config = DPOConfig(output_dir=folder, max_length=None, report_to="none", use_cpu=True)
         recorded = {
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def record_real(models: Path, pairs: Path, config: DPOConfig) -> dict[str, int]:
-    """Return the CRC-32 of the numbers of real rows by model."""
+    """Return the CRC-32 of the numbers of real rows for each model."""
     rows = [json.loads(line) for line in pairs.read_text().splitlines()]
     # Some of the templates have no system turn.
     rows = [row for row in rows if row["chosen"][0]["role"] != "system"][::4]
@@ -61,18 +61,21 @@ def record_real(models: Path, pairs: Path, config: DPOConfig) -> dict[str, int]:
 
 
 def encode_rows(folder: Path, config: DPOConfig) -> dict[str, list[int] | None]:
-    """Return the numbers of each row."""
+    """Return the numbers of each row of the families."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return {name: encode(tokenizer, row, config) for name, row in ROWS.items()}
 
 
 def encode(tokenizer: Any, row: dict[str, Any], config: DPOConfig) -> list[int] | None:
-    """Return the numbers of one row, made by TRL's own method."""
+    """Encode one row by TRL's own method; return lengths and CRC-32 of its ids.
+
+    Returns None if the template refuses the row.
+    """
     rows = IterableDataset.from_generator(lambda: iter([row]))
     trainer = SimpleNamespace(_tokenizer=tokenizer)
     try:
         [found] = DPOTrainer._prepare_dataset(trainer, rows, tokenizer, config, "train")
-    except Exception:  # the template raises
+    except Exception:  # templates raise errors of several kinds
         return None
     numbers = [len(found["prompt_ids"])]
     for side in ("chosen", "rejected"):

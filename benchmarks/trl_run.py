@@ -1,9 +1,9 @@
-"""Losses of ten steps of TRL's DPOTrainer, recorded for the tests.
+"""Record the losses of ten steps of TRL's DPOTrainer, for the tests.
 
     .venv-bench/bin/python benchmarks/trl_run.py ../shared
 
-writes tests/commands/trl_losses.json. Model, pairs and settings are those of
-tests/support/trl_run.py, in float32 on one thread of a CPU.
+Writes tests/commands/trl_losses.json. Model, pairs and settings come from
+tests/support/trl_run.py; the run uses float32 and one CPU thread.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.support.trl_run import MODEL, SETTINGS, STEPS, write_pairs  # noqa: E
 
 
 def main() -> None:
-    """Train, and record the losses."""
+    """Train, and write the losses with date and versions."""
     shared = Path(sys.argv[1])
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -64,7 +64,7 @@ def train(model: Path, pairs: Path, folder: str) -> list[float]:
         losses.append(float(result[0] if isinstance(result, tuple) else result))
         return result
 
-    trainer.compute_loss = recorded  # the logged loss is rounded
+    trainer.compute_loss = recorded  # the logs of the trainer have rounded losses
     trainer.train()
     assert len(losses) == STEPS
     return losses

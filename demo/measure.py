@@ -81,8 +81,8 @@ def report(weights: Path, folder: Path) -> None:
     for label, temperature in (("sampled", 1.0), ("greedy", 0.0)):
         answers = generate(model, tokenizer, questions, temperature)
         given = list(zip(right, map(world.split_answer, answers), strict=True))
-        true = sum(ours[0] == theirs[0] for ours, theirs in given) / len(given)
-        in_tone = sum(ours[1] == theirs[1] for ours, theirs in given) / len(given)
+        true = sum(ours[0] == others[0] for ours, others in given) / len(given)
+        in_tone = sum(ours[1] == others[1] for ours, others in given) / len(given)
         print(f"  {label} answers".ljust(27), f"{true:.3f} true, {in_tone:.3f} in the right tone")
     for question, answer in list(zip(questions, answers, strict=True))[:_ANSWERS_SHOWN]:
         print(f"\n  > {question}\n  {answer}")

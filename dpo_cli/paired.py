@@ -17,6 +17,10 @@ from dpo_cli.intervals import Z
 
 LEVEL = 0.05
 """Largest probability of a difference by chance that counts as significant."""
+_MOST_TIMES = 25
+"""Largest factor by which more pairs are said to settle a difference. Beyond it the difference is
+less than a fifth of the half-width of its interval. Chance alone makes a larger one in 7 of 10
+cases, so the number of pairs would be a guess."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class MeanEstimate:
         mean: mean over the pairs.
         low, high: 95 % interval; infinite with a single cluster, or a mean that is not finite.
         more_pairs: about how many more pairs would make the interval exclude 0, if the difference
-            stays as it is; 0 if it does already, None if the difference is 0 or unknown.
+            stays as it is; 0 if it does already, None if it is 0, close to 0, or unknown.
     """
 
     mean: float
@@ -50,7 +54,7 @@ class Preference:
         unit: "pair"; or "prompt" if prompts repeat, and `ahead` and `behind` count prompts.
         p: probability of a split that is at least as uneven if both models are equally good.
         more_pairs: about how many more pairs would make it significant, if the split stays as it
-            is; 0 if it is significant already, None if the split is even.
+            is; 0 if it is significant already, None if the split is even, or close to even.
     """
 
     ahead: int
@@ -148,7 +152,7 @@ def estimate_mean(
     if abs(mean) > half:
         more = 0
     elif mean:
-        more = max(1, math.ceil(pairs * ((half / mean) ** 2 - 1)))
+        more = more_pairs(pairs, (half / mean) ** 2)
     return MeanEstimate(mean, mean - half, mean + half, more)
 
 
@@ -176,8 +180,18 @@ def compare_accuracies(
         # k times as many pairs; solved for sqrt(k).
         lead, deviation = abs(ahead - behind), Z * math.sqrt(ahead + behind)
         times = ((deviation + math.sqrt(deviation**2 + 4 * lead)) / (2 * lead)) ** 2
-        more = max(1, math.ceil(len(first) * (times - 1)))
+        more = more_pairs(len(first), times)
     return Preference(ahead, behind, "pair" if clusters is None else "prompt", p, more)
+
+
+def more_pairs(pairs: int, times: float) -> int | None:
+    """Return how many more pairs make up `times` as many; None if no number would settle it.
+
+    Args:
+        pairs: number of pairs there are.
+        times: factor that would make the difference significant, if it stays as it is.
+    """
+    return max(1, math.ceil(pairs * (times - 1))) if times <= _MOST_TIMES else None
 
 
 def effective_count(values: Sequence[float], clusters: Sequence[Hashable] | None) -> float:

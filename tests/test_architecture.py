@@ -1,4 +1,4 @@
-"""The rules of the house: who may import whom, and what stays light."""
+"""Rules of the architecture: allowed imports, and modules that must stay light."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.cli import HANG_SECONDS, REPOSITORY, environment
 PACKAGE = REPOSITORY / "dpo_cli"
 HEAVY = ("torch", "transformers", "safetensors", "tokenizers")
 
-# From the bottom up; a package may import those on lower floors, and itself.
+# From the bottom up; a package may import packages of lower levels, and itself.
 FLOORS = [
     {
         "errors",
@@ -71,7 +71,7 @@ def name_of(path: Path) -> str:
 
 
 def part_of(module: str) -> str:
-    """The package or module right below dpo_cli."""
+    """Return the package or module right below dpo_cli."""
     return module.split(".")[1] if "." in module else "__init__"
 
 
@@ -81,7 +81,7 @@ def syntax_tree(path: Path) -> ast.Module:
 
 
 def imports(path: Path, *, top_level_only: bool) -> set[str]:
-    """Modules a file imports, as dotted names; those under TYPE_CHECKING left out."""
+    """Return the modules that a file imports, as dotted names, except under TYPE_CHECKING."""
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
@@ -119,7 +119,7 @@ def test_imports_run_downwards_only() -> None:
 
 
 def all_imports(path: Path) -> set[str]:
-    """Modules that a file imports anywhere: in functions and under TYPE_CHECKING, too."""
+    """Return all modules that a file imports, also in functions and under TYPE_CHECKING."""
     found: set[str] = set()
     for node in ast.walk(syntax_tree(path)):
         if isinstance(node, ast.Import):
@@ -131,7 +131,7 @@ def all_imports(path: Path) -> set[str]:
 
 
 def test_there_are_no_circles() -> None:
-    """Not even behind imports in functions or under TYPE_CHECKING."""
+    """There is no import cycle, even through imports in functions or under TYPE_CHECKING."""
     known = {name_of(path) for path in modules()}
     graph = {
         name_of(path): (all_imports(path) & known) - {name_of(path), "dpo_cli"}
@@ -161,15 +161,34 @@ def test_the_terminal_side_loads_no_torch() -> None:
     assert not heavy
 
 
-def test_the_mathematics_knows_tensors_only() -> None:
+def test_dpo_data_loads_no_models() -> None:
+    """The models of transformers take three seconds to import; `dpo data` shows a row in two."""
+    paths = {name_of(path): path for path in modules()}
+    loaded, found = ["dpo_cli.checks.data_browser"], set()
+    while loaded:
+        found.add(loaded.pop())
+        known = {name for each in found for name in imports(paths[each], top_level_only=True)}
+        loaded = sorted((known & set(paths)) - found - {"dpo_cli"})
+    assert "dpo_cli.data.tokens" in found
+    assert not {name for name in found if name.startswith("dpo_cli.models.")}
+
+
+def test_the_mathematics_depends_on_tensors_only() -> None:
     for path in (PACKAGE / "objective").glob("*.py"):
         roots = {name.split(".")[0] for name in imports(path, top_level_only=False)}
         allowed = {"__future__", "collections", "dataclasses", "math", "typing", "torch"}
         assert roots <= allowed | {"dpo_cli"}
 
 
-def test_one_module_knows_foreign_weights() -> None:
-    """`weight_files` reads weights that others wrote; nothing else unpickles."""
+def test_paths_with_a_tilde_are_expanded_in_one_way() -> None:
+    """Path.expanduser raises for an unknown user; `files.expanded` leaves the path as it is."""
+    assert not [
+        name_of(path) for path in modules() if ".expanduser()" in path.read_text(encoding="utf-8")
+    ]
+
+
+def test_one_module_reads_foreign_weights() -> None:
+    """Only `weight_files` unpickles, because it reads weights from other programs."""
     for path in modules():
         text = path.read_text(encoding="utf-8")
         if "torch.load(" in text:

@@ -74,7 +74,7 @@ def test_every_loss_has_a_row() -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "sentence", "trait"),
+    ("file", "sentence", "condition"),
     [
         ("docs/losses.md", r"^\| `f_divergence_type` .*$", "divergence"),
         (
@@ -89,12 +89,12 @@ def test_every_loss_has_a_row() -> None:
         ("dpo_cli/profile/objective.py", r"\(only for ([^)]*)\)\. Default: 0", "smoothing"),
     ],
 )
-def test_lists_of_losses_are_complete(file: str, sentence: str, trait: str) -> None:
+def test_lists_of_losses_are_complete(file: str, sentence: str, condition: str) -> None:
     text = (REPOSITORY / file).read_text(encoding="utf-8")
     (match,) = re.finditer(sentence, text, re.MULTILINE)
     named = set(re.findall(r"[`\"](\w+)[`\"]", match.group())) & LOSSES.keys()
-    field = trait.removeprefix("no ")
-    is_wanted = field == trait
+    field = condition.removeprefix("no ")
+    is_wanted = field == condition
     assert named == {name for name, needs in LOSSES.items() if getattr(needs, field) == is_wanted}
 
 
@@ -104,7 +104,7 @@ def tree() -> Any:
 
 
 def named_command(tree: Any, words: list[str]) -> Any:
-    """The command that the first words name, which are removed."""
+    """Remove the first words that name a command, and return the command."""
     command = tree
     while words and words[0] in getattr(command, "commands", {}):
         command = command.commands[words.pop(0)]
@@ -113,7 +113,7 @@ def named_command(tree: Any, words: list[str]) -> Any:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_command_lines_are_valid(page: Path, tree: Any) -> None:
-    """Each parses as the command line does, and its --set names a key of the profile."""
+    """Each command line parses, and each --set names a key of the profile."""
     for line in shell_lines(page):
         for words in dpo_words(line):
             if words == ["--help"]:
@@ -153,7 +153,7 @@ def test_keys_on_the_pages_exist(page: Path) -> None:
 
 
 def test_the_arguments_of_minimind_have_rows() -> None:
-    """Those that a user of version 3 misses most, with the key that does the same."""
+    """The arguments that users of version 3 need most are in the table, with the equivalent key."""
     page = (REPOSITORY / "docs/minimind.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| (`--.+?) \| (.+) \|$", page, re.MULTILINE))
     text = {name: key for names, key in rows.items() for name in re.findall(r"`(--\w+)`", names)}

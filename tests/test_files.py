@@ -1,4 +1,4 @@
-"""Files that are none (devices, FIFOs, links), and files that a full disk cuts off."""
+"""Special files (devices, FIFOs, links), and files that a full disk truncates."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from dpo_cli import app
 from dpo_cli.commands.console import write_output
 from dpo_cli.errors import DpoError, NoSpaceError
 from dpo_cli.files import (
+    expanded,
     glob_inside,
     is_special,
     open_for_appending,
@@ -49,7 +50,7 @@ def test_special_files_are_not_replaced(special: Path) -> None:
 
 
 def test_special_files_are_neither_read_nor_appended_to(special: Path) -> None:
-    """Without waiting: a FIFO without a writer blocks its readers for ever."""
+    """Reading does not block: a FIFO without a writer would block its readers forever."""
     with pytest.raises(OSError, match="not a regular file"):
         open_regular(special)
     with pytest.raises(OSError):  # noqa: PT011 - the kernel's own for a FIFO and for a link
@@ -69,6 +70,12 @@ def test_files_links_and_free_names_are_not_special(tmp_path: Path) -> None:
         assert not is_special(tmp_path / name)
 
 
+def test_the_home_of_an_unknown_user_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert expanded("~/out") == Path("/home/me/out")
+    assert expanded("~no-such-user/out") == Path("~no-such-user/out")
+
+
 def test_a_glob_stays_inside(tmp_path: Path) -> None:
     outside, inside = tmp_path / "outside", tmp_path / "inside"
     for folder in (outside / "logs", inside / "own/logs"):
@@ -76,12 +83,12 @@ def test_a_glob_stays_inside(tmp_path: Path) -> None:
     (inside / "linked").symlink_to(outside)
     (inside / "own/last").symlink_to(outside)
     assert sorted(glob_inside(inside, "*/logs")) == [inside / "own/logs"]
-    # A link as the last part is a match: whoever removes it removes the link alone.
+    # A link is a match as the last part: removing the match removes only the link.
     assert list(glob_inside(inside, "own/last")) == [inside / "own/last"]
 
 
 def test_a_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
-    """safetensors writes with mode 0600 what other users and containers shall load."""
+    """Other users and containers can read the file, although safetensors writes with mode 0600."""
     (tmp_path / "other").touch()
     write_atomically(tmp_path / "x", lambda path: os.close(os.open(path, os.O_CREAT, 0o600)))
     modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("other", "x")}
@@ -90,7 +97,7 @@ def test_a_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
 
 @contextmanager
 def small_files() -> Iterator[None]:
-    """A limit of 10 bytes for every file: write() fails like on a full disk, without a name."""
+    """With a limit of 10 bytes per file, write() fails like on a full disk, without a file name."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
     try:

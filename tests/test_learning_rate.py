@@ -13,7 +13,7 @@ from dpo_cli.learning_rate import LearningRate, last_steps
 
 PEAK = 3e-4
 LONG = (13, 4, 3)
-"""Micro-batches of an epoch, of an optimizer step, and epochs: the last step of each is short."""
+"""Micro-batches per epoch, per optimizer step, and epochs. The last step of each epoch is short."""
 STEPS = 12
 
 

@@ -1,4 +1,4 @@
-"""Files around the package: description, versions, citation, templates of issues."""
+"""Files around the package: description, versions, citation, issue templates."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def binomial_p(ahead: int, behind: int) -> float:
     [(10, 2, 0.0386), (6, 0, 0.03125), (5, 0, 0.0625), (0, 0, 1.0), (7, 7, 1.0)],
 )
 def test_mcnemar_is_exact(ahead: int, behind: int, p: float) -> None:
-    for agreed in (0, 1000):  # pairs on which both agree say nothing
+    for agreed in (0, 1000):  # pairs on which both models agree do not count
         test = compare_accuracies(*split(ahead, behind, agreed))
         assert (test.ahead, test.behind, test.unit) == (ahead, behind, "pair")
         assert test.p == pytest.approx(p, abs=5e-5)
@@ -63,7 +63,7 @@ def test_mcnemar_is_exact(ahead: int, behind: int, p: float) -> None:
 
 
 @pytest.mark.parametrize(("ahead", "behind"), [(8, 5), (12, 8), (30, 20), (4, 1), (110, 90)])
-def test_so_many_more_pairs_would_settle_it(ahead: int, behind: int) -> None:
+def test_number_of_pairs_that_would_make_a_difference_significant(ahead: int, behind: int) -> None:
     test = compare_accuracies(*split(ahead, behind, 100))
     assert not test.is_significant
     assert test.more_pairs is not None
@@ -72,11 +72,12 @@ def test_so_many_more_pairs_would_settle_it(ahead: int, behind: int) -> None:
     assert binomial_p(round(ahead * times * 0.85), round(behind * times * 0.85)) > 0.045
     settled = compare_accuracies(*split(ahead * 20, behind * 20, 0))
     assert settled.more_pairs == 0
-    assert compare_accuracies(*split(5, 5, 90)).more_pairs is None
+    for near in ((5, 5), (51, 49)):
+        assert compare_accuracies(*split(*near, 90)).more_pairs is None
 
 
-def test_a_repeated_prompt_is_one_toss() -> None:
-    """Ten pairs of one prompt are no more than one opinion."""
+def test_a_repeated_prompt_counts_once() -> None:
+    """Ten pairs with one prompt count as one observation."""
     first, second = split(10, 0, 0)
     assert compare_accuracies(first, second).is_significant
     test = compare_accuracies(first, second, [0] * 10)
@@ -92,9 +93,10 @@ def test_interval_of_a_mean_is_that_of_a_paired_t_test() -> None:
     assert (estimate.low, estimate.high) == pytest.approx((3.7 - half, 3.7 + half))
     assert estimate.is_significant
     assert estimate.more_pairs == 0
-    apart = estimate_mean([2.0, -1.0, 1.0, -1.5])
+    apart = estimate_mean([2.0, -1.0, 1.0, 0.0])
     assert not apart.is_significant
     assert apart.more_pairs == math.ceil(4 * ((apart.high - apart.mean) / apart.mean) ** 2 - 4)
+    assert estimate_mean([2.0, -1.0, 1.0, -1.5]).more_pairs is None  # 441 times as many
     single = estimate_mean([1.0, 2.0], [0, 0])
     assert (single.low, single.high, single.more_pairs) == (-math.inf, math.inf, None)
     assert estimate_mean([math.nan, 1.0]).low == -math.inf
@@ -126,12 +128,12 @@ Sample = tuple[Sequence[float], Sequence[int] | None]
 
 
 def paired_losses(draw: random.Random) -> Sample:
-    """Differences of the losses of two runs on 40 pairs: skewed, most of them small."""
+    """Return differences of the losses of two runs on 40 pairs: skewed, most of them small."""
     return [draw.gauss(0.02, 0.1) + 0.05 * (draw.expovariate(1) - 1) for _ in range(40)], None
 
 
 def losses_of_prompts(draw: random.Random) -> Sample:
-    """25 prompts with one to four pairs each, whose differences have half of their variance."""
+    """Return 25 prompts with one to four pairs each; half of the variance is between prompts."""
     values, labels = [], []
     for prompt in range(25):
         shared = draw.gauss(0.02, 0.1)
@@ -164,7 +166,7 @@ def of_share(values: Sequence[float], labels: Sequence[int] | None) -> tuple[flo
 
 
 def answers_of_prompts(draw: random.Random) -> Sample:
-    """50 prompts with one to three pairs each; prompts differ in how often the model is right."""
+    """Return 50 prompts with one to three pairs each; prompts differ in accuracy."""
     values, labels = [], []
     for prompt in range(50):
         share = draw.betavariate(2.4, 1.6)
@@ -191,7 +193,7 @@ def test_19_of_20_intervals_contain_the_truth(
 
 
 def test_without_clusters_too_few_intervals_would_contain_the_truth() -> None:
-    """The same pairs, taken for independent."""
+    """Intervals that treat the same pairs as independent are too narrow."""
     assert coverage(losses_of_prompts, lambda values, _: of_mean(values, None), 0.02) < 0.92
 
 

@@ -1,4 +1,4 @@
-"""Text that is safe to print, in terminals of any encoding."""
+"""Text that is safe to print on terminals of any encoding."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_degraded_character_takes_as_many_cells() -> None:
 
 
 def test_nothing_is_printed_past_the_gate() -> None:
-    """Only the console module makes consoles and calls typer's functions that print."""
+    """Only the console module creates consoles and calls typer's print functions."""
     gate = REPOSITORY / "dpo_cli/ui/terminal/console.py"
     for path in (REPOSITORY / "dpo_cli").rglob("*.py"):
         if path == gate:

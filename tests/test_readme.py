@@ -1,4 +1,4 @@
-"""The README is followed to the letter: every command line of its blocks, in order.
+"""Each command line of the README runs, in order.
 
 The models are tiny, and have the names and places that the README gives them.
 """
@@ -83,7 +83,7 @@ def test_a_minimind_checkout(golden: Path, shared: Path, tmp_path: Path) -> None
     (tmp_path / "dataset/dpo.jsonl").write_text("".join(rows))
     for line in lines_of("dpo init my-run", "dpo export my-run"):
         run(line, tmp_path)
-    # Its width is in the name; that of the README's model is 512.
+    # The name contains its width; the README's model has 512.
     assert [path.name for path in (tmp_path / "out").glob("rlhf_*")] == ["rlhf_64.pth"]
 
 
@@ -112,7 +112,7 @@ def test_a_huggingface_model_and_parquet(tmp_path: Path) -> None:
 
 
 def test_the_script_calls_what_exists() -> None:
-    """tests/api runs such a script; here each name and argument is compared with the API."""
+    """tests/api runs such a script; this test compares each name and argument with the API."""
     import inspect
 
     import dpo_cli

@@ -7,8 +7,8 @@ import pytest
 from dpo_cli.repetition import repetition
 
 PROSE = (
-    "The mill stands by the river, and in spring the water rises to its door. Nobody has ground"
-    " corn there for years; swallows nest under the roof."
+    "The mill stands by the river, and in spring the water rises to its door. The millstones"
+    " have not turned for years; swallows nest under the roof."
 )
 
 

@@ -23,7 +23,7 @@ NO_RUNS = "there are no runs in runs\nstart one: dpo train PROFILE\n"
 
 
 def test_a_lock_is_no_standard_stream_and_survives_a_detached_launcher(tmp_path: Path) -> None:
-    """A lock with descriptor 0 was lost when the launcher gave itself /dev/null as input."""
+    """Regression: a lock with descriptor 0 was lost when the launcher opened /dev/null as input."""
     run = RunDirectory.create(tmp_path, "dense", "")
     code = (
         "import os, sys\n"
@@ -48,7 +48,7 @@ def test_a_lock_is_no_standard_stream_and_survives_a_detached_launcher(tmp_path:
 
 @pytest.mark.parametrize("arguments", [["runs"], ["schema"]])
 def test_a_full_output_is_an_error_of_two_lines(tmp_path: Path, arguments: list[str]) -> None:
-    """Short output fails when it is flushed in the end, long output when it is printed."""
+    """Short output fails at the final flush, long output while it is printed."""
     command = ["bash", "-c", '"$@" > /dev/full', "bash", *DPO, *arguments]
     done = run_in(tmp_path, command)
     assert done.returncode == 1

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from dpo_cli.checks.answer_words import AnswerWords
-from dpo_cli.checks.doubled_tokens import find_doubled
-from dpo_cli.checks.pair_issues import PairIssues, find_issues
+from dpo_cli.checks.data_issues import find_all_issues, subject_of
+from dpo_cli.checks.pair_issues import PairIssues
 from dpo_cli.checks.pairs import check_lengths, check_texts, measure_lengths
 from dpo_cli.checks.reporter import Reporter
 from dpo_cli.checks.template import describe_scored_turns
@@ -21,10 +18,9 @@ from dpo_cli.data.pairs import refuse_if_mostly_malformed
 from dpo_cli.data.sources import Source
 from dpo_cli.data.tokens import SAME_ANSWERS, EncodedRows, Rows
 from dpo_cli.errors import DpoError
-from dpo_cli.findings import Histogram, PairIssue
+from dpo_cli.findings import Histogram
 from dpo_cli.formatting import format_count, format_percent
 from dpo_cli.profile.schema import Profile
-from dpo_cli.profile.text import show_path
 from dpo_cli.training.sources import OnProgress, cut, encode
 
 LONGER_LIMITS = (1536, 2048)
@@ -94,32 +90,6 @@ def check_data(
     return CheckedData(rows, by_length, measure_lengths(encoded, limit), issues)
 
 
-def find_all_issues(
-    source: Source,
-    encoded: EncodedRows,
-    rows: Rows,
-    tokenizer: ChatTokenizer,
-    on_progress: OnProgress,
-) -> PairIssues:
-    """Find the issues of the kept pairs, in their texts and in their tokens."""
-    kept = rows.kept.lines
-    control_tokens = tokenizer.control_tokens
-    issues = find_issues(
-        source,
-        encoded.places,
-        kept.tolist(),
-        control_tokens,
-        on_progress,
-        AnswerWords(encoded, tokenizer).missing,
-    )
-    doubled = encoded.lines[find_doubled(encoded, list(control_tokens.values()))]
-    of_tokens = {
-        PairIssue.TRUNCATED: kept[rows.kept.shortened].tolist(),
-        PairIssue.DOUBLED_TOKEN: doubled[torch.isin(doubled, kept)].tolist(),
-    }
-    return replace(issues, lines={**issues.lines, **of_tokens})
-
-
 def check_masks(reporter: Reporter, rows: Rows) -> None:
     """Check that both sides of every pair have tokens with loss."""
     rewritten = rows.kept.lines[(rows.kept.flags & Flag.LAST_ONLY) > 0].tolist()
@@ -146,11 +116,6 @@ def check_masks(reporter: Reporter, rows: Rows) -> None:
         reporter.error(
             "mask-empty", "", message, "This is a bug in dpo. Please report it with these pairs."
         )
-
-
-def subject_of(source: Source) -> str:
-    """Return the paths of a source as findings show them."""
-    return ", ".join(map(show_path, source.paths))
 
 
 def _check_malformed(reporter: Reporter, subject: str, source: Source, rows: Rows) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from dpo_cli.checks.data import find_all_issues, subject_of
+from dpo_cli.checks.data_issues import find_all_issues, subject_of
 from dpo_cli.checks.pair_issues import PairIssues
 from dpo_cli.checks.preview import make_preview, why_not_kept
 from dpo_cli.data.chat import ChatTokenizer

@@ -51,7 +51,7 @@ def check(
         typer.Option(
             "--verbose",
             "-v",
-            help="Show the first pair with its loss mask, the lengths, and every finding in full.",
+            help="Show the first pair with its loss mask, the lengths, and every statement.",
         ),
     ] = False,
     as_json: Annotated[
@@ -71,8 +71,8 @@ def check(
     """Check everything a run needs before it starts.
 
     Reports all problems of the profile, files, weights, tokenizer, pairs, masks, first steps,
-    learning rate, time, memory and disk, each with a remedy, then one line for each check that
-    passed. Writes nothing. Exits with 1 if training would fail or learn nothing, else with 0.
+    learning rate, time, memory and disk, each with a remedy, then what the checks that passed
+    found. Writes nothing. Exits with 1 if training would fail or learn nothing, else with 0.
 
     Example: `dpo check my.toml --set data.max_seq_len=1536 --pair 7`
     """
@@ -114,7 +114,7 @@ def _print_page(
         console.print()
     console.print(findings_table(diagnosis.findings, in_full=verbose))
     if not verbose:
-        console.print(Text("-v shows every line in full, the lengths and the first pair", "dim"))
+        console.print(Text("-v shows every statement, the lengths and the first pair", "dim"))
     console.print()
     for line in lines:
         console.print(line, soft_wrap=True)

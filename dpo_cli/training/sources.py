@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.pairs import refuse_if_mostly_malformed
@@ -11,8 +12,10 @@ from dpo_cli.data.token_cache import encode_source
 from dpo_cli.data.tokens import EncodedRows, Rows, TokenizedPairs
 from dpo_cli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_cli.errors import DpoError
-from dpo_cli.models.loading import ModelWeights
 from dpo_cli.profile.schema import Profile
+
+if TYPE_CHECKING:  # its module loads transformers' models, which `dpo data` does without
+    from dpo_cli.models.loading import ModelWeights
 
 OnProgress = Callable[[str, int, int, str], None]
 """Called with phase, done, total and unit."""

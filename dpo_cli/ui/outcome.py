@@ -44,6 +44,8 @@ def _loss(start: Evaluated, now: Evaluated, change: MeanEstimate | None) -> str:
     how = f"{values}: {difference(change, '+.4f')}"
     if not change.is_significant:
         return f"Undecided: {pairs} went {how}."
+    if f"{before:.4f}" == f"{after:.4f}":
+        return f"Hardly anything changed: {pairs} went {how}."
     if after < before:
         return f"The run worked: {pairs} fell {how}."
     return f"The run did harm: {pairs} rose {how}."

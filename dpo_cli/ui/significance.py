@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from dpo_cli.formatting import format_count
@@ -11,9 +12,9 @@ from dpo_cli.run.events import ACCURACY, RANKING
 ACCURACY_NAMES = {ACCURACY: "accuracy", RANKING: "ranking accuracy"}
 ACCURACY_MEANING = "accuracy: pairs whose chosen gained more than rejected over the reference"
 RANKING_MEANING = "ranking: pairs whose chosen has the higher log-prob, reference left aside"
-_MANY = 1_000_000
 _DIFFERENCES = (("loss", "loss", "+.4f"), ("margin/token", "margin_per_token", "+.3g"))
 """Name, metric and format of the differences that are shown."""
+_TOO_CLOSE = "too close to be settled by more pairs"
 
 
 def comparison_note(
@@ -41,7 +42,14 @@ def difference(estimate: MeanEstimate, form: str) -> str:
     if not estimate.mean and estimate.low == estimate.high == 0:
         return "equal for every pair"
     mean, low, high = (format(each, form) for each in (estimate.mean, estimate.low, estimate.high))
-    return f"{mean} (95 %: {low} to {high}{still_needed(', ', estimate.more_pairs)})"
+    if not math.isfinite(estimate.mean):
+        return mean
+    if not math.isfinite(estimate.high - estimate.low):
+        return f"{mean} (no interval, with a single pair or prompt)"
+    settles = still_needed(", ", estimate.more_pairs)
+    if not estimate.is_significant and (not settles or not float(mean)):
+        settles = f", {_TOO_CLOSE}"
+    return f"{mean} (95 %: {low} to {high}{settles})"
 
 
 def pairs_to_settle(results: Iterable[PairedComparison]) -> int | None:
@@ -57,8 +65,8 @@ def _split(test: Preference) -> str:
     counts = f"{format_count(test.ahead, test.unit)} to {test.behind:,}, {_p(test.p)}"
     if test.is_significant:
         return f"{counts}, significant"
-    settles = still_needed(", ", test.more_pairs)
-    return f"{counts}{f'{settles} at 95 %' if settles else ', not distinguishable'}"
+    settles = still_needed("", test.more_pairs)
+    return f"{counts}, {f'{settles} at 95 %' if settles else _TOO_CLOSE}"
 
 
 def _p(p: float) -> str:
@@ -66,7 +74,7 @@ def _p(p: float) -> str:
 
 
 def still_needed(before: str, pairs: int | None) -> str:
-    """Return how many more pairs would settle a difference; empty if settled, or if none would.
+    """Return how many more pairs would settle a difference; empty if it is settled, or too close.
 
     Args:
         before: text to put in front, for example ", ".
@@ -74,8 +82,6 @@ def still_needed(before: str, pairs: int | None) -> str:
     """
     if not pairs:
         return ""
-    if pairs > _MANY:
-        return f"{before}more than a million more pairs would settle it"
     digits = max(0, len(str(pairs)) - 2)  # an estimate: two digits are enough
     rounded = round(pairs, -digits)
     return f"{before}about {format_count(rounded, 'more pair')} would settle it"

@@ -1,6 +1,6 @@
-"""Each alert provoked by a real run, and a run that gives no cause for any.
+"""Tests of each alert in a real run, and of a run that gives none.
 
-tests/faults/test_disk.py has the one of a disk that fills.
+tests/faults/test_disk.py has the alert of a disk that fills.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ONCE = {"train.epochs": 1, "eval.fraction": 0.0}
 
 
 def arguments(shared: Path, **changes: Any) -> list[str]:
-    """72 optimizer steps, nine an epoch; the weights are looked at each fifth."""
+    """72 optimizer steps, nine per epoch; the weights are compared every fifth step."""
     keys = {
         "data.max_seq_len": 96,
         "train.batch_size": 2,
@@ -50,14 +50,14 @@ def trained(
 
 
 def alerts(run: RunDirectory) -> list[Alert]:
-    """Return the alerts of a run, without those of this machine's load and of untrained weights."""
+    """Return the alerts of a run, except those of this machine's load and of untrained weights."""
     events = EventReader(run.events_path).read_new()
     found = [event for event in events if isinstance(event, Alert)]
     return [alert for alert in found if alert.code not in ("cpu-contention", "tokenizer-mismatch")]
 
 
 def codes(run: RunDirectory) -> set[str]:
-    """What was said, each once."""
+    """Return the codes of the alerts, and require that each alert appears once."""
     counted = Counter(alert.code for alert in alerts(run))
     assert max(counted.values(), default=1) == 1, counted
     return set(counted)
@@ -77,12 +77,12 @@ def test_a_healthy_run_gives_no_alert(shared: Path, tmp_path: Path) -> None:
     run = trained(shared, tmp_path, **HEALTHY)
     assert alerts(run) == []
     last = Run(run).steps[-1].metrics
-    assert last["loss"] < 0.6  # it did learn
+    assert last["loss"] < 0.6  # the policy has learned
     assert last["weights_moved"] > 0.5
 
 
 def test_an_lr_sum_too_small(shared: Path, tmp_path: Path) -> None:
-    """The scripts' own learning rate."""
+    """The learning rate is that of MiniMind's scripts."""
     run = trained(shared, tmp_path, **TINY)
     assert codes(run) == {"lr-sum-small", "below-resolution"}
     assert "the loss still reads 0.6931" in only(run, "lr-sum-small").message
@@ -111,7 +111,7 @@ def test_a_wild_learning_rate(shared: Path, tmp_path: Path) -> None:
 
 
 def test_pairs_that_turn_around(shared: Path, tmp_path: Path) -> None:
-    """Four times the same pairs, and then the same with their sides swapped: one is named."""
+    """The pairs come four times, then twice with swapped sides; the alert names a swapped one."""
     rows = (shared / ROWS).read_text(encoding="utf-8").splitlines()
     data = tmp_path / "turned.jsonl"
     data.write_text("\n".join([*rows * 4, *map(swapped, rows * 2)]), encoding="utf-8")
@@ -145,7 +145,7 @@ def test_pairs_that_contradict_each_other(shared: Path, tmp_path: Path) -> None:
 
 
 def slowed(optimizer_step: int) -> None:
-    """From this step on steps report six times their duration, and one second of that is long."""
+    """Let steps from this one on report six times their duration, and count one second as long."""
     from dpo_cli.alerts import machine
     from dpo_cli.training.trainer import Trainer
 
@@ -155,7 +155,7 @@ def slowed(optimizer_step: int) -> None:
     def timed(self: Trainer, *arguments: Any) -> Any:
         is_slow = self.optimizer_step >= optimizer_step
         done = take_step(self, *arguments)
-        # Not the true seconds: other processes on this machine must not set off the alarm.
+        # Not the true seconds: other processes on this machine must not cause the alert.
         return dataclasses.replace(done, seconds=0.3 if is_slow else 0.05)
 
     Trainer.take_step = timed  # type: ignore[method-assign]
@@ -168,8 +168,8 @@ def test_a_machine_that_slows_down(shared: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [37, 52])
-def test_a_run_that_was_killed_says_each_once(shared: Path, tmp_path: Path, step: int) -> None:
-    """Behind one alert, or behind both, the last of whose steps is lost with what was not saved."""
+def test_a_killed_run_repeats_no_alert(shared: Path, tmp_path: Path, step: int) -> None:
+    """The kill comes after one alert, or after both; the step of the last alert was not saved."""
     whole = trained(shared, tmp_path / "whole", **TINY)
     run = workers.new_run(tmp_path, arguments(shared, **TINY))
     assert workers.work(run, partial(worker_faults.kill_at, step)) < 0
@@ -181,12 +181,14 @@ def test_a_run_that_was_killed_says_each_once(shared: Path, tmp_path: Path, step
     assert len(said) == 2
 
 
-def test_dpo_tells_what_it_means_and_what_to_do(shared: Path, tmp_path: Path) -> None:
-    """While it trains, and when it is asked later."""
+def test_dpo_prints_meaning_and_remedy_of_an_alert(shared: Path, tmp_path: Path) -> None:
+    """The alert is printed during training, and later by `dpo show`."""
     result = dpo(*arguments(shared, **TINY), "--plain", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     run = Run.only(tmp_path).directory
     alert = only(run, "lr-sum-small")
     output = " ".join((result.stdout + result.stderr).split())
     assert f"warning: {alert.message} help: {alert.remedy}" in output
-    assert alert.message[:40] in dpo("show", run.path, cwd=tmp_path).stdout  # as far as it fits
+    assert (
+        alert.message[:40] in dpo("show", run.path, cwd=tmp_path).stdout
+    )  # as much as fits into the line

@@ -1,4 +1,4 @@
-"""Alert rules on synthetic events: each alert at the right step, once, never in a healthy run.
+"""Tests of the alert rules on synthetic events: each alert at the right step, once.
 
 tests/alerts/test_real_runs.py provokes each alert in a real run.
 """
@@ -61,7 +61,7 @@ MADE: dict[str, Any] = {
 
 
 def step(number: int, **changes: Any) -> StepDone:
-    """Optimizer step `number` of a run that learns what it should; pairs differ from step to step.
+    """Return optimizer step `number` of a healthy run; metrics differ from step to step.
 
     Metrics may be given by name, with "_" for "/".
     """
@@ -127,7 +127,7 @@ def both_fall(number: int) -> dict[str, Any]:
 
 
 def test_displacement() -> None:
-    """As soon as the last steps do not overlap with the first."""
+    """The alert comes as soon as the last steps do not overlap with the first ones."""
     assert alerts_of(steps(both_fall)) == [(2 * WINDOW, "displacement")]
 
 
@@ -140,7 +140,7 @@ def test_rejected_answers_that_lose_far_more_are_no_displacement(chosen: float) 
 
 
 def test_rewards_that_fall_by_chance_are_no_displacement() -> None:
-    """Noise ten times as large as the fall."""
+    """The noise is ten times as large as the fall."""
 
     def falls(number: int) -> dict[str, Any]:
         noise = 2.0 * math.sin(1.7 * number)
@@ -178,7 +178,7 @@ def test_a_loss_that_stays_although_the_weights_move() -> None:
     assert alerts_of(steps(at_ln_2), saturating) == []
 
 
-def test_a_loss_that_fell_once_and_a_run_too_short_to_tell() -> None:
+def test_a_loss_that_fell_once_and_a_run_too_short_to_judge() -> None:
     falls = list(steps(lambda n: {"loss": math.log(2) - (0.02 if n > 20 else 0.0)}))
     assert alerts_of(falls, BLIND) == []
     brief = replace(BLIND, optimizer_steps=WINDOW - 1)
@@ -186,7 +186,7 @@ def test_a_loss_that_fell_once_and_a_run_too_short_to_tell() -> None:
 
 
 def test_an_accuracy_that_stays_at_a_half() -> None:
-    """The interval ends below 0.55 once there are about 400 pairs, at 4 a step."""
+    """The upper end of the interval falls below 0.55 after about 400 pairs, at 4 per step."""
     tossed = list(
         steps(
             lambda n: {
@@ -203,7 +203,9 @@ def test_an_accuracy_that_stays_at_a_half() -> None:
     assert pairs[0] <= step <= pairs[0] + 5
     message = text(tossed, "accuracy-stuck", long).message
     assert f"the accuracy of the last {4 * step} pairs is 0.50 (95 %: 0.45 to 0.55)" in message
-    assert alerts_of(tossed[:60]) == []  # 0.5 on 240 pairs: a run that learns may read as much
+    assert (
+        alerts_of(tossed[:60]) == []
+    )  # 0.5 on 240 pairs: a run that learns may have the same accuracy
     better = [replace(e, metrics={**e.metrics, "rewards/accuracies": 0.55}) for e in tossed]
     assert alerts_of(better) == []
 
@@ -256,7 +258,7 @@ def test_a_spike_names_the_micro_batch_that_made_it() -> None:
 def test_a_hard_pair_late_in_a_run_is_no_spike() -> None:
     hard = list(steps(lambda n: {"losses": ({1: 0.693, 90: 1.2}.get(n, 0.001),)}))
     assert alerts_of(hard) == []
-    # Nor is a large loss where losses are usually scattered.
+    # A large loss is no spike either if losses usually vary as much.
     scattered = list(steps(lambda n: {"losses": (0.7 + 0.6 * math.sin(n),) if n != 90 else (3.0,)}))
     assert alerts_of(scattered) == []
 
@@ -301,7 +303,7 @@ def busy_after(number: int, times: float = 2.0) -> Callable[[int], dict[str, Any
 
 
 def test_a_cpu_that_other_processes_use_too() -> None:
-    """From the first 20 seconds on, without the first step, which also loads code."""
+    """The first 20 seconds count, except the first step, which also loads code."""
     busy = list(steps(busy_after(0)))
     assert [each for each in alerts_of(busy) if each[1] != "slow"] == [(11, "cpu-contention")]
     alert = text(busy, "cpu-contention")
@@ -337,7 +339,7 @@ def test_the_disk_is_watched_ahead() -> None:
 
 
 def bad(number: int) -> dict[str, Any]:
-    """Displacement at 40, a spike at 50, drift at 60, a gradient out of proportion later."""
+    """Displacement at step 40, a spike at 50, drift at 60, and later a large gradient."""
     return both_fall(number) | {
         "losses": (5.0,) if number in (50, 70) else (0.6,),
         "kl": 0.01 * number,
@@ -367,7 +369,7 @@ def test_alerts_of_lost_steps_are_not_repeated() -> None:
 
 
 def test_skipped_steps_are_ignored() -> None:
-    """Their figures may be no numbers at all."""
+    """The metrics of skipped steps may be NaN or infinite."""
 
     def some_skipped(number: int) -> dict[str, Any]:
         if number % 7:
@@ -384,7 +386,7 @@ def test_every_code_belongs_to_one_rule() -> None:
 
 @pytest.mark.parametrize(("nats", "is_told"), [(8.3, False), (8.5, True)])
 def test_a_model_that_guesses(nats: float, is_told: bool) -> None:
-    """ln 6,400 = 8.76; told once, from the first evaluation or, with a mean, the first step."""
+    """ln 6,400 = 8.76. One alert, at the first evaluation or, with a mean, at the first step."""
     held_out = {"loss": 0.6931, "token_logps/chosen": -nats}
     start = Evaluated(step=0, optimizer_step=0, metrics=held_out, pairs=9, seconds=1.0)
     told = ["tokenizer-mismatch"] * is_told
@@ -405,7 +407,7 @@ def sampled(step_number: int, *answers: str) -> Sampled:
     return Sampled(step=step_number, optimizer_step=step_number, samples=samples, seconds=1.0)
 
 
-def test_answers_that_repeat_before_training_are_not_blamed_on_it() -> None:
+def test_answers_that_repeat_before_training_have_their_own_alert() -> None:
     broken, whole = "- " * 40, "The mill grinds corn for the whole village every morning."
     [alert] = AlertRules(FACTS).take(sampled(0, broken, broken))
     assert alert.code == "start-repeats"

@@ -1,4 +1,4 @@
-"""The Python API: what it loads, how it fails, and that its runs are the command line's."""
+"""Tests of the Python API: imports, errors, and runs that equal those of the command line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.small_runs import golden_run, golden_settings
 
 @pytest.fixture
 def settings(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Settings of a run of a few seconds, in an empty working directory."""
+    """Return settings of a run of a few seconds, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DPO_RUNS_DIR", raising=False)
     return golden_settings(shared, "seed", False, **{"train.epochs": 3})
@@ -102,7 +102,7 @@ def test_errors_have_message_details_and_remedy(
 
 
 @pytest.mark.parametrize("argument", ["format", "dtype", "rounding"])
-def test_an_export_names_the_choices_of_an_argument(argument: str, tmp_path: Path) -> None:
+def test_an_error_of_export_names_the_argument(argument: str, tmp_path: Path) -> None:
     run = dpo_cli.Run(RunDirectory(tmp_path))
     with pytest.raises(UsageError, match=f"{argument} = 'fp16'") as caught:
         run.export(**{argument: "fp16"})

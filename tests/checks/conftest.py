@@ -1,4 +1,4 @@
-"""Fixtures of `dpo check`: tiny weights, trained for a second on a few pairs."""
+"""Fixtures for `dpo check`: tiny weights, trained for a second on a few pairs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Examine = Callable[..., Diagnosis]
 
 
 def row(question: str, chosen: str, rejected: str) -> str:
-    """One line of a file of pairs."""
+    """Return one line of a file of pairs."""
 
     def side(answer: str) -> list[dict[str, str]]:
         messages = [("user", question), ("assistant", answer)]
@@ -63,7 +63,7 @@ ROWS = [
 
 
 def architecture(version: int, experts: int = 0) -> MiniMind:
-    """A tiny model of either version."""
+    """Return a tiny model of either version."""
     return MiniMind(
         version=2 if version == 2 else 3,
         hidden_size=32,
@@ -82,7 +82,7 @@ def architecture(version: int, experts: int = 0) -> MiniMind:
 
 
 def random_scorer(shape: MiniMind) -> ResponseScorer:
-    """Random weights."""
+    """Return random weights."""
 
     generator = torch.Generator().manual_seed(1)
     state = {
@@ -99,7 +99,7 @@ def save(path: Path, scorer: ResponseScorer, shape: MiniMind) -> None:
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights to which the responses of `ROWS` are likely."""
+    """Return weights to which the responses of `ROWS` are likely."""
     folder = tmp_path_factory.mktemp("weights")
     (folder / "pairs.jsonl").write_text("".join(ROWS))
     pairs, _ = encode_pairs(

@@ -1,4 +1,4 @@
-"""`dpo check` reports all problems of a profile at once, and writes nothing."""
+"""Tests of `dpo check`, which reports all problems of a profile at once and writes nothing."""
 
 from __future__ import annotations
 
@@ -350,7 +350,7 @@ def test_rows_that_a_larger_max_seq_len_would_keep(examined: Examine, bench: Pat
     assert kept.level is WARN
     assert kept.message.startswith("9 of 10 rows kept at 64 tokens; skipped: 1 too long")
     assert kept.remedy.startswith("Set data.max_seq_len to 1536 to keep 10 (")
-    assert "2048" not in kept.remedy  # it keeps no more
+    assert "2048" not in kept.remedy  # a larger max_seq_len keeps no more rows
     lengths = diagnosis.facts["lengths"]
     assert lengths[64]["kept"] == 9
     assert lengths[1536] == lengths[2048]
@@ -480,7 +480,7 @@ def test_more_pairs_in_a_batch_need_more_memory(bench: Path) -> None:
         return found.state, found.activations + found.head
 
     state, activations = estimate()
-    # Weights, gradients and two moments; and the reference's weights.
+    # Weights, gradients, two moments, and the weights of the reference.
     weights = sum(
         tensor.numel()
         for name, tensor in read_state_dict(bench / "full_sft_32.pth").items()

@@ -1,4 +1,4 @@
-"""Unusual conversations, reported with their lines; columns and words that the model never sees."""
+"""Tests of unusual conversations, and of columns and words that the model never sees."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def demo_tokenizer() -> ChatTokenizer:
 def findings(
     path: Path, rows: list[Row], tokenizer: ChatTokenizer, *settings: str
 ) -> dict[str, Finding]:
-    """The findings about a file of rows by their codes."""
+    """Return the findings about a file of rows by their codes."""
     path.write_bytes(jsonl(rows))
     overrides = [f"data.data_path={path}", f"model.tokenizer={tokenizer.folder}", *settings]
     profile = load_profile(Path("dense"), ["data.max_seq_len=512", *overrides]).profile

@@ -1,4 +1,4 @@
-"""Tokens that follow themselves, found in columns as side by side."""
+"""Tests of tokens that follow themselves, found in columns and side by side."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.columns import in_columns
 
 
 def random_pairs(draw: random.Random, count: int) -> list[TokenizedPair]:
-    """Short pairs of two kinds of ids, so that everything that can coincide does."""
+    """Return short pairs with two kinds of ids, so that all coincidences appear."""
 
     def side(beginning: list[int]) -> Tokenized:
         ids = torch.tensor(beginning + [draw.randrange(2) for _ in range(draw.randrange(1, 5))])

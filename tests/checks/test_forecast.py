@@ -1,4 +1,4 @@
-"""Forecast of time and memory of a run."""
+"""Tests of the forecast of time and memory."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_line_through_the_samples() -> None:
     exact = [Sample(tokens, 0.5 + 0.001 * tokens) for tokens in (100, 900, 400)]
     assert fit_line(exact) == pytest.approx((0.5, 0.001))
     assert fit_line([Sample(100, 1.0), Sample(100, 3.0)]) == pytest.approx((0.0, 0.02))
-    # Neither part is below zero, and the mean stays what it was.
+    # Neither part is below zero, and the mean is unchanged.
     assert fit_line([Sample(100, 3.0), Sample(300, 1.0)]) == pytest.approx((2.0, 0.0))
     assert fit_line([Sample(100, 1.0), Sample(300, 9.0)]) == pytest.approx((0.0, 0.025))
 
@@ -127,7 +127,7 @@ def test_a_reference_that_is_in_the_cache_takes_no_time(
     cache = tmp_path / "cache"
     monkeypatch.setenv("DPO_CACHE_DIR", str(cache))
     assert examined().facts["forecast"]["reference_seconds"] > 0
-    # The key has the thread count in it, as the bits do.
+    # The key contains the thread count, because the bits depend on it.
     threads = str(torch.get_num_threads())
     done = dpo("train", "my.toml", "--plain", cwd=bench, OMP_NUM_THREADS=threads)
     assert done.returncode == 0, done.stderr
@@ -257,7 +257,7 @@ def test_out_of_memory_in_a_real_step_finds_what_fits(
     def limited(self: Trainer, batch: GlobalBatch) -> StepDone:
         done = take_step(self, batch)
         if done.tokens > half:
-            # It may fail inside the optimizer, which then has a part of its state.
+            # The failure may come inside the optimizer, which then has a part of its state.
             for state in self.optimizer.state.values():
                 del state["exp_avg_sq"]
             raise torch.OutOfMemoryError("CUDA out of memory")

@@ -1,4 +1,4 @@
-"""Checks of `dpo check` for several ranks: environment, devices, a real all-reduce, the recipe."""
+"""Tests of `dpo check` for several ranks: environment, devices, a real all-reduce, the recipe."""
 
 from __future__ import annotations
 

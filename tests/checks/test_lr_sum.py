@@ -1,4 +1,4 @@
-"""lr_sum of a run, the weights that it can change, and the saturation of the loss."""
+"""Tests of lr_sum, of the weights that lr_sum can change, and of the saturation of the loss."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def weights() -> Tensor:
-    """Weights of many magnitudes, with powers of two, zero, and values between those of float16."""
+    """Return weights of many magnitudes: powers of two, zero, values between those of float16."""
     generator = torch.Generator().manual_seed(3)
     sizes = torch.exp2(torch.randint(-30, 4, (400,), generator=generator).float())
     drawn = torch.randn(400, generator=generator) * sizes
@@ -66,7 +66,7 @@ def test_the_distance_is_half_the_spacing_or_a_quarter_at_a_power_of_two() -> No
 
 
 def test_at_1e_8_no_float32_weight_of_a_quarter_or_more_moves() -> None:
-    """Largest step of MiniMind version 2's own recipe, as measured before."""
+    """1.1e-8, the largest step of MiniMind version 2's recipe, moves only smaller weights."""
     start = torch.tensor([0.2499, 0.2501, 0.9])
     assert (distance_to_change(start, torch.float32) < 1.1e-8).tolist() == [True, False, False]
 
@@ -181,7 +181,7 @@ def test_a_step_that_takes_its_pairs_far_down_names_a_rate_that_does_not(
 
 
 def test_the_safe_share_is_measured_not_only_extrapolated() -> None:
-    """A model whose answers react most to the first part of a step."""
+    """The answers of this model react most to the first part of a step."""
     measured: list[float] = []
 
     def loss_at(share: float) -> float:

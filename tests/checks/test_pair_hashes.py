@@ -1,4 +1,4 @@
-"""Repeated and contradictory rows, compared with a search through all rows."""
+"""Tests of repeated and contradictory rows, compared with a search through all rows."""
 
 from __future__ import annotations
 

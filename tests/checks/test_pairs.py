@@ -1,4 +1,4 @@
-"""Issues that `dpo check` finds in the pairs, each provoked by a real row."""
+"""Tests of the issues that `dpo check` finds in the pairs, each provoked by a real row."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_lengths_are_measured_before_truncation(examined: Examine, bench: Path) 
 
 
 def with_template(bench: Path, template: str) -> str:
-    """A tokenizer with another chat template."""
+    """The tokenizer has another chat template."""
     shutil.copytree(TOKENIZER, bench / "other")
     configuration = json.loads((bench / "other/tokenizer_config.json").read_bytes())
     configuration["chat_template"] = template

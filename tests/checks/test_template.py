@@ -1,4 +1,4 @@
-"""What `dpo check` says about a chat template: probed once, and seen on the pairs."""
+"""Tests of the findings about a chat template, from probes and from the pairs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tokenizer_with(template: str, folder: Path) -> ChatTokenizer:
 
 
 def rows_of(tokenizer: ChatTokenizer, *answers: Any, path: Path | None = None) -> Rows:
-    """Pairs with one prompt and these answers, or those of a file, as they are kept."""
+    """Return pairs with one prompt and these answers, or the pairs of a file, encoded."""
     ask = {"role": "user", "content": "Why?"}
     said = [a if isinstance(a, dict) else {"role": "assistant", "content": a} for a in answers]
     pairs: list[Any] = [
@@ -190,7 +190,7 @@ def test_an_answer_without_an_end_is_named(shared: Path, tmp_path: Path) -> None
 
 
 def test_earlier_turns_that_are_rendered_differently(shared: Path) -> None:
-    """With Qwen3's template only what follows the prompt can be scored, and every pair is read."""
+    """With Qwen3's template only the last answer can be scored, and every pair is read."""
     tokenizer = ChatTokenizer(shared / "cases/models/qwen3")
     path = shared / "cases/33-several-turns/pairs.jsonl"
     explicit = rows_of(tokenizer, path=path)

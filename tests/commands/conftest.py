@@ -1,4 +1,4 @@
-"""What tests of commands share: `dpo` in this process, and where it finds runs and a profile."""
+"""Fixtures for commands: `dpo` in this process, and folders with runs and a profile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Cli = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def dpo(capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Run `dpo` in this process: exit code, standard output, standard error."""
+    """Run `dpo` in this process; return exit code, standard output and standard error."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
         code = app.main(list(arguments))
@@ -26,7 +26,7 @@ def dpo(capsys: pytest.CaptureFixture[str]) -> Cli:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of runs in an empty working directory, on a screen without a width."""
+    """Folder of runs in an empty working directory, and a terminal of unlimited width."""
     for name in ("DPO_RUNS_DIR", "COLUMNS", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -35,7 +35,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def directory(root: Path, tmp_path: Path) -> Path:
-    """A working directory with a profile, mine.toml, whose inputs exist, and runs in ./runs."""
+    """Working directory with a profile mine.toml whose inputs exist, and runs in ./runs."""
     (tmp_path / "tokenizer").mkdir()
     for file in ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "pairs.jsonl"):
         (tmp_path / file).write_text("{}")

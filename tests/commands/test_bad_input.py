@@ -1,6 +1,6 @@
-"""Every bad input of a first evening: one clear message, the right exit code, nothing left behind.
+"""Tests of bad input: one clear message, the right exit code, and no files left.
 
-Through the real `dpo`, in a process of its own.
+They run the real `dpo` in its own process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.support.cli import DPO, dpo, run_in, set_options
 from tests.support.small_runs import good_settings
 
 Change = Callable[[Path, Path, dict[str, Any]], None]
-"""Spoils one thing, given the working directory, ../shared and the settings."""
+"""Function that damages one input, given the working directory, ../shared and the settings."""
 
 
 def assert_clear(result: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
@@ -30,7 +30,7 @@ def assert_clear(result: subprocess.CompletedProcess[str], code: int, *parts: st
     assert "bug in dpo" not in said
     assert result.returncode == code, said
     assert result.stderr.startswith("error: "), said
-    # A console wraps nothing here, so that names can be searched for.
+    # The console wraps no line here, so that the tests can search for names.
     for part in parts:
         assert part in said, said
 
@@ -80,7 +80,7 @@ def another_vocabulary(cwd: Path, shared: Path, settings: dict[str, Any]) -> Non
     settings["model.weights"] = shared / "golden/arch/seed/full_sft_64.pth"
 
 
-# Found by the launcher, before torch is loaded: under a second each.
+# The launcher finds these before torch is loaded: in under a second each.
 EARLY: dict[str, tuple[Change, int, tuple[str, ...]]] = {
     "missing data": (
         key("data.data_path", "nowhere.jsonl"),
@@ -116,7 +116,7 @@ EARLY: dict[str, tuple[Change, int, tuple[str, ...]]] = {
     "max_seq_len 1": (key("data.max_seq_len", 1), 2, ("data.max_seq_len = 1", "2")),
 }
 
-# Found by the worker, which reads the files.
+# The worker finds these, because it reads the files.
 LATE: dict[str, tuple[Change, int, tuple[str, ...]]] = {
     "cut-off checkpoint": (
         file_for("model.weights", cut_off, "full_sft_64.pth"),
@@ -191,7 +191,7 @@ def test_a_missing_profile(tmp_path: Path) -> None:
 
 
 def test_a_read_only_run_directory(shared: Path, tmp_path: Path) -> None:
-    """Permissions do not hold root back; a read-only file system does, mounted for it alone."""
+    """Root ignores permissions, so the test mounts a read-only file system."""
     runs = tmp_path / "runs"
     runs.mkdir(mode=0o555)
     command = shlex.join([*DPO, "train", "dense", *set_options(good_settings(shared))])

@@ -1,4 +1,4 @@
-"""`dpo chat`: on a terminal, on pipes, over a file of prompts, and with bad input."""
+"""Tests of `dpo chat`: on a terminal, on pipes, over a file of prompts, and with bad input."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def file(shared: Path) -> str:
 
 @pytest.fixture(scope="module")
 def model(shared: Path, file: str) -> list[str]:
-    """A file, and the tokenizer that it needs."""
+    """Arguments of `dpo chat` for a weights file."""
     return [file, "--tokenizer", str(shared / "tokenizer/minimind2")]
 
 
 @pytest.fixture(scope="module")
 def both(shared: Path, model: list[str]) -> list[str]:
-    """Beside it another one."""
+    """Arguments of `dpo chat` for two weights files."""
     return [*model, "--reference", str(shared / "golden/train/seed/full_sft_64_moe.pth")]
 
 
 @pytest.fixture(scope="module")
 def run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """A run that has learnt something: its weights are not its reference's."""
+    """Trained run whose weights differ from the reference."""
     arguments = small_run(shared, **{"train.learning_rate": 1e-2, "dpo.beta": 5})
     run = workers.new_run(tmp_path_factory.mktemp("runs"), arguments)
     assert workers.work(run) == 0
@@ -113,7 +113,7 @@ def test_lines_of_standard_input_are_one_conversation(
     out, err = said("/help")
     assert out == []
     assert "unknown" not in err
-    assert err.count("/reset starts a new conversation") == 2  # at the beginning, and on demand
+    assert err.count("/reset starts a new conversation") == 2  # at the start, and on request
 
 
 def test_what_is_drawn_is_said_and_follows_from_the_seed(
@@ -153,7 +153,7 @@ def test_rows_and_a_system_turn(dpo: Cli, root: Path, model: list[str]) -> None:
     assert "reference" not in json.loads(out.splitlines()[0])
 
 
-def test_interrupted_it_keeps_what_it_has(
+def test_an_interrupted_answer_is_kept(
     monkeypatch: pytest.MonkeyPatch, dpo: Cli, root: Path, both: list[str]
 ) -> None:
     def press_ctrl_c(_: PhaseBar, phase: str, done: int, total: int, unit: str) -> None:
@@ -219,7 +219,7 @@ def test_models_that_are_not_there(dpo: Cli, root: Path, model: list[str]) -> No
     assert (code, "only a run has a best checkpoint" in err) == (1, True)
 
 
-def test_prompts_that_are_none(dpo: Cli, root: Path, model: list[str]) -> None:
+def test_lines_that_are_no_prompts(dpo: Cli, root: Path, model: list[str]) -> None:
     Path("empty.txt").write_text("\n")
     code, _, err = dpo("chat", *model, "--prompts", "empty.txt")
     assert (code, "empty.txt: the file has no prompt" in err) == (1, True)
@@ -247,7 +247,7 @@ def test_a_place_that_cannot_be_written(dpo: Cli, root: Path, model: list[str]) 
 
 
 def test_a_conversation_on_a_terminal(tmp_path: Path, both: list[str]) -> None:
-    """With real models; tests/ui/test_chat.py has the rest."""
+    """This uses real models; tests/ui/test_chat.py has the other tests of conversations."""
     with Terminal(CHAT, "chat", *both, "--max-new-tokens", 30000, cwd=tmp_path) as terminal:
         terminal.until(lambda: "\n> " in terminal.raw, 120)
         assert "policy     " in terminal.raw
@@ -259,4 +259,4 @@ def test_a_conversation_on_a_terminal(tmp_path: Path, both: list[str]) -> None:
         terminal.press("\x04")
         assert terminal.wait() == 0
         assert terminal.modes_now() == terminal.modes
-    terminal._output.decode()  # never half a character
+    terminal._output.decode()  # never a part of a character

@@ -1,4 +1,4 @@
-"""`dpo check` as a command: output, exit code, and the suggested next command."""
+"""Tests of `dpo check` as a command: output, exit code, and the suggested next command."""
 
 from __future__ import annotations
 

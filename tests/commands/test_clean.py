@@ -1,4 +1,4 @@
-"""`dpo clean` and `dpo cache`: what goes, what stays, and that both are told."""
+"""Tests of `dpo clean` and `dpo cache`: removed files, kept files, and the report of both."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def cache_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def filled(run: RunDirectory) -> RunDirectory:
-    """With three saved states, evidence, and what killed writers left."""
+    """Make a run with three checkpoints, evidence, and files of killed writers."""
     for step in (100, 150, 200):
         run.commit_checkpoint(step, lambda path: write(path / "w.safetensors", 1000), keep=3)
     write(run.path / "non_finite/step-00000004/weights.safetensors", 500)
@@ -80,7 +80,7 @@ def test_a_dry_run_names_each_thing_and_why_and_removes_nothing(
     assert content(finished) == before
 
 
-def test_a_completed_run_keeps_its_newest_state_and_all_that_tells_of_it(
+def test_a_completed_run_keeps_its_newest_checkpoint_and_its_records(
     dpo: Cli, finished: RunDirectory
 ) -> None:
     told = json.loads(dpo("clean", "--json")[1])
@@ -155,7 +155,7 @@ def test_a_link_is_removed_and_what_it_leads_to_is_not(
 
 def test_no_runs(dpo: Cli) -> None:
     assert dpo("clean") == (0, "freed 0 B\n", "")
-    assert dpo("clean", "nobody")[0] == 2
+    assert dpo("clean", "missing")[0] == 2
 
 
 # --- the cache ----------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_where_the_cache_is_and_how_large(dpo: Cli, cache: Path) -> None:
     assert told["kinds"]["tokens"]["last_used"] == pytest.approx(time.time(), abs=60)
 
 
-def test_the_cache_is_emptied_of_what_is_ours(dpo: Cli, cache: Path) -> None:
+def test_only_own_files_are_removed_from_the_cache(dpo: Cli, cache: Path) -> None:
     assert dpo("cache", "clean", "--dry-run")[1] == "this would free 2.7 kB in 2 files\n"
     assert len(list(cache.rglob("*.safetensors"))) == 2
     assert json.loads(dpo("cache", "clean", "--json")[1])["freed_bytes"] == 2700

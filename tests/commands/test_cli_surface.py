@@ -1,4 +1,4 @@
-"""The command line as users know it: every command and option, errors, and what `--help` costs."""
+"""Tests of the command line: commands, options, errors, and the cost of `--help`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def dpo(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 def describe(command: Any, name: str) -> list[str]:
-    """A command, its arguments and options, then its subcommands, one a line."""
+    """Yield a command, its arguments and options, and its subcommands, one per line."""
     lines = [name]
     for parameter in command.params:
         words = [*parameter.opts, *parameter.secondary_opts]
@@ -58,7 +58,7 @@ def test_the_surface_is_as_recorded() -> None:
     )
 
 
-def test_every_command_teaches_by_an_example() -> None:
+def test_every_command_has_an_example() -> None:
     for name, command in command_tree().commands.items():
         assert f"Example: `dpo {name}" in command.help
 
@@ -195,7 +195,7 @@ def test_help_fits_the_terminal(
         assert code == 0
         assert in_process(capsys, *words, "--help")[1] == out
         for line in out:
-            # A command line is not broken, so that it can be pasted.
+            # A command line is not wrapped, so that it can be pasted.
             if not line.startswith(("Example:", "Usage:")):
                 assert len(line) <= int(columns), (words, line)
             assert line == line.rstrip()
@@ -232,7 +232,7 @@ def run_raising(
 
 
 @pytest.mark.parametrize(("kind", "code"), [(DpoError, 1), (UsageError, 2), (NoSpaceError, 75)])
-def test_an_error_is_told_once_with_its_details_and_remedy(
+def test_an_error_is_printed_once_with_details_and_remedy(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     kind: type[DpoError],

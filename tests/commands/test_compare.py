@@ -1,4 +1,4 @@
-"""`dpo compare` over runs written by hand."""
+"""Tests of `dpo compare` on hand-made runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FAST = {"train": {**story.SETTINGS["train"], "learning_rate": 1e-5}}
 
 
 def written(root: Path, name: str, *events: object) -> RunDirectory:
-    """A run with a name that is the same each time."""
+    """Make a run with a fixed name."""
     run = story.write(root, name, *events)  # type: ignore[arg-type]
     path = run.path.with_name(f"{name}-20260101-120000-ab12")
     os.rename(run.path, path)
@@ -43,7 +43,7 @@ def test_snapshots(dpo: Cli, three: None, width: int, height: int) -> None:
     assert_snapshot(f"compare-{width}x{height}", out)
 
 
-def test_what_differs_and_who_has_which_value(dpo: Cli, three: None) -> None:
+def test_differences_are_listed_with_the_value_of_each_run(dpo: Cli, three: None) -> None:
     out = dpo("compare", "plain", "faster", "失败的", "--width", "120")[1]
     lines = [line.rstrip() for line in out.splitlines()]
     assert "dpo.beta             A B 5.0  C 0.1" in lines
@@ -69,7 +69,9 @@ def notes(dpo: Cli, *names: str) -> list[str]:
     return list(json.loads(dpo("compare", *names, "--json")[1])["notes"])
 
 
-def test_a_small_sample_does_not_tell_runs_apart_and_a_large_one_does(dpo: Cli, root: Path) -> None:
+def test_a_small_sample_does_not_distinguish_runs_and_a_large_one_does(
+    dpo: Cli, root: Path
+) -> None:
     written(root, "a", *story.contender({}))
     written(root, "b", *story.contender(FAST, lead=0.1))
     written(root, "c", *story.contender({}, pairs=4000))
@@ -116,7 +118,7 @@ def test_a_run_that_equals_its_reference_has_no_accuracy(dpo: Cli, root: Path) -
     assert json.loads(dpo("compare", "a", "b", "--json")[1])["best"] is None
 
 
-def test_what_cannot_be_compared_is_said(dpo: Cli, root: Path) -> None:
+def test_runs_that_cannot_be_compared_are_named(dpo: Cli, root: Path) -> None:
     written(root, "whole", *story.contender({}))
     half = [event for event in story.contender(LOW_BETA) if event.time < story.STARTED + 300]
     written(root, "half", *half, Stopped(reason="interrupted", step=196, optimizer_step=98))

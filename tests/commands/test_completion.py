@@ -1,4 +1,4 @@
-"""What the shell offers after TAB, through the shells' own protocol."""
+"""Tests of shell completion, through the shells' own protocol."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def complete(folder: Path, shell: str, line: str) -> list[str]:
-    """The offers of `shell` at the end of `line`."""
+    """Return the completions of `shell` at the end of `line`."""
     words = line.split(" ")
     variables = {
         "bash": {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)},

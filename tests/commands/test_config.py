@@ -1,4 +1,4 @@
-"""`dpo config show` and `dpo schema`."""
+"""Tests of `dpo config show` and `dpo schema`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dpo convert`: what it prints, and what it refuses."""
+"""Tests of `dpo convert`: output and errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def folder(root: Path) -> None:
     Path("$x.csv").write_bytes(csv_file([{"problem": "Why?", "chosen": "So.", "rejected": "No."}]))
 
 
-def test_what_was_written_and_what_not(dpo: Cli) -> None:
+def test_written_and_skipped_rows_are_counted(dpo: Cli) -> None:
     assert dpo("convert", "pairs.jsonl", "--to", "to.jsonl", "--format", "minimind") == (
         0,
         "wrote to.jsonl: 2 pairs in the format minimind, read as plain (TRL's standard, explicit"
@@ -67,7 +67,7 @@ def test_several_sources_and_columns_of_other_names(dpo: Cli) -> None:
         (("hf:a/b/c", "pairs.jsonl", "--to", "to.jsonl"), "is not a data set name on the Hub"),
     ],
 )
-def test_what_is_refused(
+def test_unusable_inputs_are_refused(
     dpo: Cli, words: tuple[str, ...], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running() as hub:

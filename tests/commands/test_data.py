@@ -1,4 +1,4 @@
-"""`dpo data`: the pairs one after another, on a pipe and in a pager."""
+"""Tests of `dpo data`: pairs one after another, on a pipe and in a pager."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def data(folder: Path, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Run `dpo data my.toml` in this process: exit code, standard output, standard error."""
+    """Run `dpo data my.toml` in this process; return exit code, stdout and stderr."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
         code = app.main(["data", "my.toml", *arguments])
@@ -91,7 +91,7 @@ def test_all_pairs_that_are_kept_without_any_weights(data: Cli) -> None:
         (["--set", "data.max_seq_len=900", "--only", "truncated"], []),
     ],
 )
-def test_some_of_them(data: Cli, arguments: list[str], shown: list[str]) -> None:
+def test_selected_pairs(data: Cli, arguments: list[str], shown: list[str]) -> None:
     code, out, _ = data(*arguments)
     assert code == 0
     found = headings(out)
@@ -123,7 +123,7 @@ def test_if_no_row_is_kept_the_reason_is_given(data: Cli, folder: Path) -> None:
     assert "data.columns" in out
 
 
-def test_rows_that_are_set_aside(data: Cli) -> None:
+def test_skipped_rows(data: Cli) -> None:
     code, out, _ = data("--skipped")
     assert code == 0
     assert [line.split(" (")[0] for line in headings(out)] == [
@@ -148,7 +148,7 @@ def test_rows_that_are_set_aside(data: Cli) -> None:
         (["--set", "model.tokenizer=nowhere"], "nowhere does not exist"),
     ],
 )
-def test_what_cannot_be_shown_exits_2(data: Cli, arguments: list[str], words: str) -> None:
+def test_rows_that_cannot_be_shown_exit_2(data: Cli, arguments: list[str], words: str) -> None:
     code, out, err = data(*arguments)
     assert (code, out) == (2, "")
     assert words in err
@@ -167,7 +167,7 @@ SHARDS = ("--set", "data.data_path=shards")
 
 @pytest.fixture
 def shards(folder: Path) -> Path:
-    """Two files of other formats: four pairs, a row of two cells, a line that is no JSON."""
+    """Write two files of other formats: four pairs, a row of two cells, a line that is no JSON."""
     (folder / "shards").mkdir()
     csv = 'prompt,chosen,rejected\nHow?,"So,\nso.",No.\nonly,two\nWhy?,Because.,No.\n'
     (folder / "shards/a.csv").write_text(csv)
@@ -180,7 +180,7 @@ def shards(folder: Path) -> Path:
     return folder
 
 
-def test_rows_of_several_files_are_named_as_one_finds_them(data: Cli, shards: Path) -> None:
+def test_rows_of_several_files_are_named_by_file_and_line(data: Cli, shards: Path) -> None:
     code, out, err = data(*SHARDS)
     assert (code, err) == (0, "")
     assert out.startswith("4 of 6 rows kept, 2 skipped\n")
@@ -197,7 +197,7 @@ def test_rows_of_several_files_are_named_as_one_finds_them(data: Cli, shards: Pa
     assert data(*SHARDS, "--line", "5")[1] == out  # counted through all files
 
 
-def test_rows_of_other_files_that_are_set_aside(data: Cli, shards: Path) -> None:
+def test_skipped_rows_of_other_formats(data: Cli, shards: Path) -> None:
     code, out, err = data(*SHARDS, "--skipped")
     assert (code, err) == (0, "")
     assert "row 2 of a.csv · malformed: 2 cells, but the header has 3\n  only,two\n" in out
@@ -222,7 +222,9 @@ def test_rows_of_other_files_that_are_set_aside(data: Cli, shards: Path) -> None
         ("0", ("No row",)),
     ],
 )
-def test_a_row_that_is_none(data: Cli, shards: Path, stated: str, words: tuple[str, ...]) -> None:
+def test_a_row_that_does_not_exist(
+    data: Cli, shards: Path, stated: str, words: tuple[str, ...]
+) -> None:
     code, out, err = data(*SHARDS, "--line", stated)
     assert (code, out) == (2, "")
     for each in words:

@@ -1,4 +1,4 @@
-"""`dpo demo` from an empty folder; here with a few pairs of the demo."""
+"""Tests of `dpo demo` from an empty folder, with a few pairs of the demo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dpo eval` and `dpo merge` on runs that were really trained, through the real command line."""
+"""Tests of `dpo eval` and `dpo merge` on trained runs, through the real command line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHANGES = {"train.epochs": 1, "eval.interval": 3, "dpo.beta": 5.0}
 
 @dataclass(frozen=True)
 class Trained:
-    """A run, and what `dpo` says of it, called in a process like a worker's."""
+    """Trained run, and calls of `dpo` in a process like a worker's."""
 
     run: RunDirectory
     model_weights: Path
@@ -37,14 +37,14 @@ class Trained:
         return self.run.path.parent
 
     def dpo(self, *arguments: str | Path) -> tuple[int, str]:
-        """The exit code, and what stdout and stderr got."""
+        """Run `dpo`; return the exit code and the combined output."""
         said = self.folder / "said.txt"
         words = [str(argument) for argument in arguments]
         code = workers.call(partial(_call, [*words, "--runs-dir", str(self.folder)], said))
         return code, said.read_text(encoding="utf-8")
 
     def evaluated_models(self, *arguments: str | Path) -> dict[str, Any]:
-        """What `dpo eval --json` says."""
+        """Return the output of `dpo eval --json`."""
         code, said = self.dpo("eval", *arguments, "--json")
         assert code == 0, said
         evaluated_models: dict[str, Any] = json.loads(said)
@@ -75,7 +75,7 @@ def train(shared: Path, root: Path, version: str, moe: bool, **changes: Any) -> 
 def trained(
     request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Trained:
-    """MiniMind version 2 dense, or MiniMind version 3 with experts."""
+    """Train MiniMind version 2 dense, or MiniMind version 3 with experts."""
     root = tmp_path_factory.mktemp(request.param)
     if request.param == "dense":
         return train(shared, root, "seed", False, **{"eval.keep_best": True})
@@ -108,7 +108,7 @@ def test_a_run_as_it_evaluated_itself(trained: Trained) -> None:
 def test_an_exported_file_the_start_and_a_hugging_face_folder(
     trained: Trained, tmp_path: Path
 ) -> None:
-    """All to 1e-5 of what the run's own evaluations say."""
+    """All metrics equal those of the run's own evaluations to 1e-5."""
     by_profile = ("--profile", trained.run.profile_path)
     start = trained.evaluated_models(trained.model_weights, *by_profile)
     assert_as_recorded(start, trained.evaluations[0], within=1e-5)
@@ -140,7 +140,7 @@ def test_the_best_state(trained: Trained) -> None:
 
 
 def test_other_pairs_and_another_reference(dense: Trained, shared: Path) -> None:
-    """A run against itself moves nothing; without a reference there is no accuracy."""
+    """A run compared with itself has no change, and without a reference there is no accuracy."""
     data = shared / "golden/data/train27.jsonl"
     evaluated_models = dense.evaluated_models(
         dense.run.name, "--data", data, "--reference", dense.run.name
@@ -183,7 +183,7 @@ def test_it_writes_nothing_into_the_run(dense: Trained) -> None:
     assert {path: path.stat().st_mtime_ns for path in dense.run.path.rglob("*")} == before
 
 
-def test_data_that_has_changed_is_not_what_was_held_out(
+def test_changed_data_is_not_evaluated_as_held_out(
     dense: Trained, shared: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "other.jsonl"
@@ -195,7 +195,7 @@ def test_data_that_has_changed_is_not_what_was_held_out(
     assert dense.dpo("eval", dense.run.name, "--data", other)[0] == 0
 
 
-def test_a_merge_lies_between_and_is_judged_beside_both(trained: Trained, tmp_path: Path) -> None:
+def test_a_merge_is_evaluated_beside_both_models(trained: Trained, tmp_path: Path) -> None:
     file = tmp_path / "rlhf_64.pth"
     code, said = trained.dpo(
         *("merge", trained.run.name, trained.model_weights, "--weight", "0.25", "--to", file),
@@ -248,12 +248,12 @@ def test_a_run_that_learned_what_the_other_held_out(
     notes = json.loads(said)["evaluation"]["notes"]
     [knows] = [note for note in notes if "may have seen these" in note]
     assert knows.startswith(all_pairs.run.name)
-    # One that held the same pairs out does not know them.
+    # A run that held out the same pairs has not trained on them.
     said = dense.dpo("merge", dense.run.path, dense.run.path, *to, "--force")[1]
     assert "may have seen these" not in said
 
 
-def test_what_cannot_be_merged(dense: Trained, shared: Path, tmp_path: Path) -> None:
+def test_models_that_cannot_be_merged(dense: Trained, shared: Path, tmp_path: Path) -> None:
     file = tmp_path / "m.pth"
     others = shared / "golden/train/seed/full_sft_64_moe.pth"
     code, said = dense.dpo("merge", dense.model_weights, others, "--to", file)
@@ -261,7 +261,7 @@ def test_what_cannot_be_merged(dense: Trained, shared: Path, tmp_path: Path) -> 
     assert "models of different architectures cannot be merged" in said
     assert "num_experts: 0 in " in said
     assert not file.exists()
-    # Two files, and no pairs to judge by.
+    # Two files, and no pairs to evaluate on.
     code, said = dense.dpo("merge", dense.model_weights, dense.model_weights, "--to", file)
     assert code == 0
     assert "not evaluated; to evaluate, name preference pairs with --data FILE" in said
@@ -327,7 +327,7 @@ def test_through_dpo_itself(dense: Trained, tmp_path: Path) -> None:
         (("merge", *["full_sft_512.pth"] * 2, "--to", "m.pth", "--best"), "neither model is a run"),
     ],
 )
-def test_what_is_wrong_with_a_command_line_is_told_at_once(
+def test_a_wrong_command_line_fails_at_once(
     dpo: Cli, directory: Path, arguments: tuple[str, ...], said: str
 ) -> None:
     code, out, err = dpo(*arguments)

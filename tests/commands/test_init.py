@@ -1,4 +1,4 @@
-"""`dpo init`: the files of the project are filled in, what is there is never written over."""
+"""Tests of `dpo init`: the profile names the files of the project, and no file is overwritten."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HUB_MODEL = ("--model", "hf:ORG/NAME")
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory around which there is nothing."""
+    """Working directory with nothing around it."""
     folder = tmp_path / "far" / "away" / "here"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
@@ -104,11 +104,11 @@ def test_the_files_suggest_the_template(
     assert f"({template}, recipe minimind)" in dpo("init", "my", "--recipe", "minimind")[1]
     reference = load_profile(Path(template)).profile
     assert (written().train, written().dpo) == (reference.train, reference.dpo)
-    assert written().export.prefix == ("dpo" if thinks else "rlhf")  # as the scripts write
+    assert written().export.prefix == ("dpo" if thinks else "rlhf")  # as in the scripts
 
 
 def test_a_huggingface_model_is_filled_in(dpo: Cli, here: Path) -> None:
-    """Its tokenizer is its own. A base model without a chat template comes last."""
+    """The directory's own tokenizer is used. A base model without a chat template comes last."""
     model(here / "a-base", template=False)
     model(here / "models/Qwen3", positions=512)
     (here / "prefs.jsonl").write_text(LONG_ROW * 400)
@@ -139,7 +139,7 @@ def test_a_huggingface_model_is_filled_in(dpo: Cli, here: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["pairs.jsonl", "data/a.csv", "datasets/b.json", "sub/x.jsonl"])
-def test_pairs_are_known_by_their_columns(dpo: Cli, here: Path, name: str) -> None:
+def test_pairs_are_recognized_by_their_columns(dpo: Cli, here: Path, name: str) -> None:
     path = here / name
     path.parent.mkdir(exist_ok=True)
     row = json.loads(ROW)
@@ -156,7 +156,7 @@ def test_pairs_are_known_by_their_columns(dpo: Cli, here: Path, name: str) -> No
     assert written().data.data_path == path
 
 
-def test_parquet_is_known_by_its_columns(dpo: Cli, here: Path) -> None:
+def test_parquet_is_recognized_by_its_columns(dpo: Cli, here: Path) -> None:
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     parquet.write_table(arrow.Table.from_pylist([json.loads(ROW)] * 3), here / "pairs.parquet")
     assert "  3 rows, read as plain" in dpo("init", "my", *HUB_MODEL)[1]
@@ -373,7 +373,7 @@ def test_a_profile_is_never_written_over_without_force(dpo: Cli) -> None:
 
 
 @pytest.mark.parametrize("name", ["../my", "", ".toml", "a/b"])
-def test_a_name_is_a_name(dpo: Cli, name: str) -> None:
+def test_a_name_that_is_no_file_name_is_refused(dpo: Cli, name: str) -> None:
     assert dpo("init", name)[0] == 2
     assert not Path("profiles").exists()
 
@@ -411,7 +411,7 @@ def test_the_short_and_the_full_profile_are_one(dpo: Cli, here: Path) -> None:
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, *answers: int | str) -> list[str]:
-    """Answer the questions of a terminal; returns the questions as they are asked."""
+    """Answer the questions on a terminal; return the questions in order."""
     waiting, asked = iter(answers), list[str]()
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("typer.prompt", lambda text, **_: (asked.append(text), next(waiting))[1])
@@ -425,7 +425,7 @@ def test_on_a_terminal_the_user_chooses(
     asked = answers(monkeypatch, 7, 2)
     code, out, _ = dpo("init", "my")
     assert code == 0
-    assert asked == ["which?", "which?"]  # 7 was none; there is one tokenizer, and one file
+    assert asked == ["which?", "which?"]  # 7 was not a choice; there is one tokenizer, and one file
     assert out.splitlines()[:3] == [
         "model (--model PATH answers this):",
         "  1  out/full_sft_512.pth",
@@ -451,7 +451,7 @@ def test_on_a_terminal_files_outside_are_offered(
     assert written().model.tokenizer == here.parent / "minimind/model"
 
 
-def test_on_a_terminal_nothing_at_all_is_asked_for(
+def test_on_a_terminal_paths_are_requested_if_nothing_is_found(
     dpo: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     far = here.parent / "elsewhere.jsonl"

@@ -1,4 +1,4 @@
-"""`dpo init --from`: each tool's settings train a tiny model, TRL's with the losses of TRL."""
+"""Tests of `dpo init --from`: settings of each tool train a tiny model, TRL's with equal losses."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ EXAMPLES = {
     "open-instruct": "open_instruct.yaml",
     "unsloth": "unsloth_cell.txt",
 }
-"""Examples as the documentation of the tools has them, with a few more settings."""
+"""Settings as in the documentation of each tool, with a few more."""
 MINIMIND = "python train_dpo.py --epochs 1 --batch_size 4 --learning_rate 4e-8 --max_seq_len 1024"
 
 
 def test_losses_are_those_of_trl(
     shared: Path, dpo: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten steps of TRL's own trainer, as benchmarks/trl_run.py records them."""
+    """The losses of ten steps equal those of TRL's trainer, recorded by benchmarks/trl_run.py."""
     recorded: dict[str, Any] = json.loads(Path(__file__).with_name("trl_losses.json").read_text())
     monkeypatch.chdir(tmp_path)
     write_pairs(shared, Path("pairs.jsonl"))
@@ -45,14 +45,14 @@ def test_losses_are_those_of_trl(
     run = train_profile(tmp_path / "runs", "trl", "profiles/moved.toml", **{"train.device": "cpu"})
     losses = recorded["losses"]
     assert len(losses) == len(run.losses) == STEPS
-    assert max(losses) - min(losses) > 0.3  # the policy moves far
+    assert max(losses) - min(losses) > 0.3  # so the policy changes a lot
     assert run.losses == pytest.approx(losses, abs=1e-4)
 
 
 def test_the_examples_of_all_tools_train_a_tiny_model(
     shared: Path, dpo: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their own models and data are replaced, which --model and --data are for."""
+    """--model and --data replace the tools' own models and data."""
     make(tmp_path, "llama")
     monkeypatch.chdir(tmp_path)
     cheap = {

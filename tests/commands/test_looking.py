@@ -1,4 +1,4 @@
-"""`dpo runs`, `show` and `watch` over runs written by hand."""
+"""Tests of `dpo runs`, `show` and `watch` on hand-made runs."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_narrow_terminal_leaves_out_columns_but_never_wraps_a_name(
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", columns)
-    with stopped.locked():  # the process that holds it is the first thing that is left out
+    with stopped.locked():  # the column of the process is the first one that is left out
         out = re.sub(r"\x1b\[[0-9;]*m", "", dpo("runs")[1])
     first, *rows = out.splitlines()
     assert " ".join(first.split()) == headings
@@ -147,7 +147,7 @@ def test_show_a_moment_in_any_size(dpo: Cli, finished: RunDirectory) -> None:
     assert dpo("show", "--at", "0")[1].splitlines()[1].startswith("micro-step 0/400")
 
 
-def test_a_run_that_nobody_trains_and_that_did_not_end_was_killed(dpo: Cli, root: Path) -> None:
+def test_a_run_without_process_and_end_was_killed(dpo: Cli, root: Path) -> None:
     run = story.write(root, "lost", *story.preparation(), *story.training(0, 10))
     assert dpo("show")[1].splitlines()[0].endswith("killed")
     with run.locked():
@@ -189,7 +189,7 @@ def test_a_finished_run_is_shown_as_it_ended(finished: RunDirectory) -> None:
         assert terminal.wait() == 0
         assert "\x1b[?1049h" not in terminal.raw
         assert terminal.lines[0].endswith("completed")
-        assert len(terminal.lines) == 29  # and one for the prompt
+        assert len(terminal.lines) == 29  # and one more for the prompt
 
 
 def test_a_finished_run_is_shown_again(finished: RunDirectory) -> None:

@@ -1,4 +1,4 @@
-"""Files that users name for output: special files are refused, standard streams are written."""
+"""Tests of output files that users name: special files are refused, streams are written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dpo train` and `resume` on a terminal: the panel in front, training behind it."""
+"""Tests of `dpo train` and `resume` on a terminal: the panel in front, training behind."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ complete()
 
 
 def dpo(worker: str, *arguments: str, **changes: str) -> Terminal:
-    """`dpo` on a terminal, with this worker."""
+    """Return `dpo` on a terminal, with this worker."""
     return Terminal(DPO, WORKER + worker, *arguments, cwd=Path.cwd(), **changes)
 
 
@@ -122,14 +122,14 @@ def test_termination_saves() -> None:
         assert terminal.wait() == 143
 
 
-def test_a_refusal_is_told_and_leaves_no_run() -> None:
+def test_a_refusal_is_shown_and_leaves_no_run() -> None:
     with train("time.sleep(0.5)\nrefuse()") as terminal:
         assert terminal.wait() == 2
         assert terminal.lines[-1] == "error: not the same data"
     assert list(Path("runs").iterdir()) == []
 
 
-def test_a_worker_that_dies_is_told_and_resumes_under_the_panel() -> None:
+def test_the_death_of_a_worker_is_shown_and_the_run_resumes() -> None:
     with train(TRAINS + "import os; time.sleep(0.5); os.kill(os.getpid(), 9)") as terminal:
         assert terminal.wait() == 1
         assert any("the worker died of SIGKILL" in line for line in terminal.lines)
@@ -178,7 +178,7 @@ def test_a_panel_that_is_killed_ends_nothing() -> None:
         assert the_run().is_completed
 
 
-def test_a_launcher_that_is_killed_is_told() -> None:
+def test_the_death_of_the_launcher_is_shown() -> None:
     with train(TRAINS + "time.sleep(5)") as terminal:
         terminal.until_shown("step 1/8")
         holder = the_run().holder() or ""
@@ -188,7 +188,7 @@ def test_a_launcher_that_is_killed_is_told() -> None:
     until_nobody_trains(the_run())
 
 
-def test_a_panel_that_crashes_is_dropped_and_the_end_is_still_told() -> None:
+def test_a_panel_that_crashes_is_dropped_and_the_end_is_printed() -> None:
     crash = "from dpo_cli.ui.terminal import panel\npanel.Panel._draw = lambda self: 1 / 0\n"
     worker = WORKER + TRAINS + "time.sleep(1)\ncomplete()"
     arguments = (worker, "train", "mine.toml")

@@ -1,4 +1,4 @@
-"""Command lines of `dpo train` and `dpo resume` with several processes, and refusals."""
+"""Tests of `dpo train` and `dpo resume` with several processes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def without_cards(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def supervised(monkeypatch: pytest.MonkeyPatch) -> Supervised:
-    """Start nothing; collect run, command line and alerts of each launch."""
+    """Replace the launch; collect run, command line and alerts of each launch."""
     calls: Supervised = []
 
     class FakeLauncher:
@@ -60,7 +60,7 @@ def started_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], li
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-            monkeypatch.setenv(name, environment.get(name, ""))  # put back after the test
+            monkeypatch.setenv(name, environment.get(name, ""))  # restored after the test
             if name not in environment:
                 monkeypatch.delenv(name)
 
@@ -224,7 +224,7 @@ def test_rank_0_launches_and_its_next_attempt_resumes(
     started_by: Callable[[dict[str, str]], list[list[str]]],
 ) -> None:
     assert started_by(TORCHRUN_0) == []
-    # Interrupted, but to torchrun that would be a crash.
+    # An interruption, but torchrun would take the signal's exit code for a crash.
     assert dpo("train", "mine.toml")[0] == 0
     assert dpo("train", "mine.toml")[0] == 0
     (run, argv, alerts), (again, _, _) = supervised
@@ -294,7 +294,7 @@ def test_another_machine_joins_without_a_run_directory(
         return ExitCode.DONE
 
     monkeypatch.setattr(launch, "join", join)
-    (directory / "pairs.jsonl").unlink()  # the first machine says what is missing
+    (directory / "pairs.jsonl").unlink()  # the first machine reports missing files
     code, out, _ = dpo("train", "mine.toml", "--nproc", "4", *SECOND, *RENDEZVOUS_ID)
     assert (code, find_runs(Path("runs"))) == (0, [])
     assert out.startswith("machine 1 of 2: 4 ranks join the run of the first machine")

@@ -1,4 +1,4 @@
-"""`dpo plot` and `dpo report` over runs written by hand, and the page in a real browser."""
+"""Tests of `dpo plot` and `dpo report` on hand-made runs, and of the page in a real browser."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def plain(root: Path) -> RunDirectory:
 
 
 def hostile(root: Path) -> RunDirectory:
-    """A run in which everything that others can choose is an attack on the page."""
+    """Make a run in which each text from outside is an attack on the page."""
     settings = {"model": {"weights": f"/home/alice/{HOSTILE}.pth"}}
     alert = Alert(code="x", message=f"see /srv/x: 'my secret row' {HOSTILE}", remedy="on host-7")
     rows = [{"line": 3, "problem": "malformed", "reason": f"'a private text' {HOSTILE}"}]
@@ -65,8 +65,8 @@ def hostile(root: Path) -> RunDirectory:
         )
         early = dict.fromkeys(sample, "an early answer")
         told = [
-            Sampled(step=step, optimizer_step=step // 2, samples=(its,), seconds=0.1)
-            for step, its in ((200, early), (400, sample))
+            Sampled(step=step, optimizer_step=step // 2, samples=(shown,), seconds=0.1)
+            for step, shown in ((200, early), (400, sample))
         ]
         failed = Failed(message=HOSTILE, details=("line 3 of /data/my.jsonl: 'a private text'",))
         return [*changed[:-2], *told, alert, failed]  # type: ignore[list-item]
@@ -78,7 +78,7 @@ def hostile(root: Path) -> RunDirectory:
 
 
 class Page(HTMLParser):
-    """What a browser makes of a page: its elements, and that each is closed."""
+    """HTML parser that collects elements and texts, and requires that each element is closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ def test_a_png_where_the_extra_is_installed(dpo: Cli, plain: RunDirectory) -> No
 # --- report -------------------------------------------------------------------------------------
 
 
-def test_a_report_has_it_all_in_one_file(dpo: Cli, plain: RunDirectory) -> None:
+def test_a_report_is_one_file(dpo: Cli, plain: RunDirectory) -> None:
     assert dpo("report", "plain") == (0, f"wrote {plain.name}.html\n", "")
     text = Path(f"{plain.name}.html").read_text(encoding="utf-8")
     page = Page(text)
@@ -227,7 +227,7 @@ def test_the_name_of_a_report_of_many_runs_has_a_limit() -> None:
     assert max(len(str(each)) for each in (path, other)) < 200
 
 
-def test_what_others_wrote_is_text_and_nothing_else(dpo: Cli, root: Path) -> None:
+def test_text_from_outside_is_escaped(dpo: Cli, root: Path) -> None:
     hostile(root)
     findings = [{"level": HOSTILE, "code": HOSTILE, "subject": HOSTILE, "message": HOSTILE}]
     Path("check.json").write_text(json.dumps({"findings": findings}), encoding="utf-8")
@@ -293,7 +293,7 @@ def test_groups_of_held_out_pairs_are_listed_with_their_intervals(dpo: Cli, root
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 def test_a_browser_opens_it_without_an_error(dpo: Cli, root: Path, plain: RunDirectory) -> None:
-    """As it is; and with a pointer over a chart, whose values are shown then."""
+    """The page opens without errors; a pointer over a chart shows values."""
     hostile(root)
     dpo("report", "plain", "hostile", "-o", "x.html")
     text = Path("x.html").read_text(encoding="utf-8")
@@ -313,7 +313,7 @@ def test_a_browser_opens_it_without_an_error(dpo: Cli, root: Path, plain: RunDir
 
 
 def opened(path: Path) -> tuple[str, list[str]]:
-    """The page after its scripts ran, and what the browser complained of."""
+    """Return the page after its scripts ran, and the errors of the browser."""
     done = subprocess.run(
         [
             *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,900"),

@@ -1,4 +1,4 @@
-"""`dpo train`, `resume` and `stop` around a small worker: what they refuse, write and take back."""
+"""Tests of `dpo train`, `resume` and `stop` with a small worker: files, refusals and undo."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("directory")
 
 @pytest.fixture
 def worker(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[list[str]]]:
-    """Set what the worker does; the list that is returned collects the changes it is told."""
+    """Return a function that sets the worker's script, and returns the changes it will receive."""
 
     def set_script(script: str) -> list[list[str]]:
         told: list[list[str]] = []
@@ -51,7 +51,7 @@ Worker = Callable[[str], list[list[str]]]
 
 @pytest.fixture
 def stopped(dpo: Cli, worker: Worker) -> RunDirectory:
-    """A run that was stopped in the middle."""
+    """Return a run that was stopped halfway."""
     worker("plan(); stop()")
     assert dpo("train", "mine.toml")[0] == 130
     return find_run(Path("runs"), None)
@@ -107,7 +107,7 @@ def test_train_quietly(dpo: Cli, worker: Worker) -> None:
         ["mine.toml", "--set", "model.weights=run:missing"],
     ],
 )
-def test_what_is_refused_makes_no_run(dpo: Cli, worker: Worker, arguments: list[str]) -> None:
+def test_a_refused_command_makes_no_run(dpo: Cli, worker: Worker, arguments: list[str]) -> None:
     told = worker("plan()")
     code, out, err = dpo("train", *arguments)
     assert code == 2
@@ -117,7 +117,7 @@ def test_what_is_refused_makes_no_run(dpo: Cli, worker: Worker, arguments: list[
     assert not Path("runs").exists()
 
 
-def test_what_the_worker_refuses_leaves_no_run(dpo: Cli, worker: Worker) -> None:
+def test_a_run_that_the_worker_refuses_is_removed(dpo: Cli, worker: Worker) -> None:
     worker("refuse()")
     code, _, err = dpo("train", "mine.toml")
     assert (code, err) == (2, "error: not the same data\n")
@@ -186,7 +186,7 @@ def test_resume_of_a_complete_run_with_a_change_that_adds_nothing(
     assert completed.is_completed
 
 
-def test_changed_mathematics_needs_the_users_word(
+def test_changed_mathematics_needs_allow_changes(
     dpo: Cli, worker: Worker, completed: RunDirectory
 ) -> None:
     told = worker("plan(); stop()")
@@ -211,7 +211,7 @@ def test_a_changed_position_is_refused_always(dpo: Cli, stopped: RunDirectory) -
     assert f"model.weights=run:{stopped.name}" in err
 
 
-def test_where_files_lie_may_change_freely(
+def test_paths_of_files_may_change_freely(
     dpo: Cli, worker: Worker, stopped: RunDirectory, directory: Path
 ) -> None:
     (directory / "pairs.jsonl").rename(directory / "moved.jsonl")
@@ -222,7 +222,7 @@ def test_where_files_lie_may_change_freely(
     assert "moved.jsonl" in stopped.read_profile()
 
 
-def test_what_the_worker_refuses_changes_nothing(
+def test_a_resume_that_the_worker_refuses_changes_nothing(
     dpo: Cli, worker: Worker, completed: RunDirectory
 ) -> None:
     before = completed.read_profile(), completed.completed_path.read_text()
@@ -294,7 +294,7 @@ def test_stop_of_a_run_that_dies_meanwhile(
 
 @dataclass
 class Bench:
-    """Stands for the modules that `dpo export` calls, which import torch and have own tests."""
+    """Replace the modules that `dpo export` calls, which import torch and have their own tests."""
 
     asked: list[tuple[object, ...]] = field(default_factory=list)
     seconds: float | None = None

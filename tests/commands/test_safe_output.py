@@ -1,4 +1,4 @@
-"""No command prints text from outside as it is: runs, profiles, data, arguments."""
+"""Tests that no command prints unsafe text from runs, profiles, data or arguments."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.commands.conftest import Cli
 from tests.support import story
 from tests.support.unsafe import EVIL, unsafe_characters
 
-FILE_NAME = EVIL.replace("\x00", "").replace("\ud800", "")  # what a file system takes
+FILE_NAME = EVIL.replace("\x00", "").replace("\ud800", "")  # as far as a file system allows
 
 
 def evil(value: Any, key: str = "") -> Any:
-    """The same JSON value with unsafe text in each string that is free text."""
+    """Return the JSON value with unsafe text in each free-text string."""
     if isinstance(value, dict):
         return {name: evil(each, name) for name, each in value.items()}
     if isinstance(value, list):
@@ -33,7 +33,7 @@ def evil(value: Any, key: str = "") -> Any:
 
 @pytest.fixture
 def run(root: Path) -> str:
-    """A run whose name and events contain unsafe text."""
+    """Make a run whose name and events contain unsafe text."""
     failed = story.at(170, story.FAILED)
     events = [*story.preparation(), *story.training(0, 200), story.at(165, story.SLOW), failed]
     made = story.write(root, "evil", *events)

@@ -1,4 +1,4 @@
-"""`dpo sweep` around small workers: its plan, its order, what it refuses, how it ends."""
+"""Tests of `dpo sweep` with small workers: plan, order, refusals and end."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ FAILS_AT_B = LEARNS + "plan()\nif letter == 'B': refuse()\nevaluate(ACCURACY[let
 
 @pytest.fixture
 def workers(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Lets a script train, in a process of its own, instead of a copy with torch."""
+    """Return a function that makes workers run a script, instead of forks with torch."""
 
     def use(script: str) -> None:
         def argv(run: RunDirectory, *_: object, **__: object) -> list[str]:
@@ -69,7 +69,7 @@ def workers(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def starts(letter: str) -> int:
-    """How often a worker began on the run of a point."""
+    """Return the number of worker starts for a point."""
     run = find_run(Path("runs"), f"mine-{letter}")
     return sum(isinstance(e, WorkerStarted) for e in EventReader(run.events_path).read_new())
 
@@ -138,9 +138,7 @@ def test_a_point_that_fails_does_not_keep_the_others(dpo: Cli, workers: Any) -> 
     assert starts("A") == 1
 
 
-def test_a_point_that_was_never_planned_is_told_apart_by_its_profile(
-    dpo: Cli, workers: Any
-) -> None:
+def test_a_run_without_a_plan_is_matched_by_its_profile(dpo: Cli, workers: Any) -> None:
     workers(LEARNS + "if letter == 'B': refuse()\nplan(); evaluate(0.5); complete()\n")
     code, out, _ = dpo("sweep", "mine.toml", *BETA, "--json")
     assert code == 1
@@ -172,7 +170,7 @@ def test_a_stop_ends_the_sweep_and_the_same_command_goes_on(dpo: Cli, workers: A
     assert [starts(letter) for letter in "ABC"] == [1, 2, 1]
 
 
-def test_one_run_a_card(dpo: Cli, workers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_gpu_trains_one_run(dpo: Cli, workers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (torchrun, gpu_workers):
         monkeypatch.setattr(module, "count_gpus", lambda: 2)
     together = (
@@ -209,7 +207,7 @@ def test_another_grid_or_profile_under_the_same_name(dpo: Cli, workers: Any) -> 
     )
 
 
-def test_a_run_that_is_no_longer_what_the_grid_says(dpo: Cli, workers: Any) -> None:
+def test_a_run_whose_profile_was_edited_is_refused(dpo: Cli, workers: Any) -> None:
     workers(STOPS)
     dpo("sweep", "mine.toml", *BETA, "--plain")
     run = find_run(Path("runs"), "mine-A")
@@ -220,7 +218,7 @@ def test_a_run_that_is_no_longer_what_the_grid_says(dpo: Cli, workers: Any) -> N
     assert "dpo.beta: 0.1 -> 0.4" in err
 
 
-def test_one_that_is_being_run(dpo: Cli, workers: Any) -> None:
+def test_a_sweep_that_is_running_is_refused(dpo: Cli, workers: Any) -> None:
     workers(LEARNS_WELL)
     sweep = SweepDirectory.of(Path("runs"), "mine")
     sweep.make()
@@ -249,7 +247,9 @@ def test_wrong_command_lines(
     assert not Path("runs").exists()
 
 
-def test_one_of_several_processes(dpo: Cli, workers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_of_torchrun_is_refused(
+    dpo: Cli, workers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in {**TORCHRUN, "RANK": "0", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     code, _, err = dpo("sweep", "mine.toml", *BETA)
@@ -257,7 +257,7 @@ def test_one_of_several_processes(dpo: Cli, workers: Any, monkeypatch: pytest.Mo
     assert "and each would sweep" in err
 
 
-def test_without_a_figure_to_name_a_best_by(dpo: Cli, workers: Any) -> None:
+def test_without_held_out_pairs_there_is_no_best_run(dpo: Cli, workers: Any) -> None:
     workers(LEARNS + "plan(); complete()")
     silent = (*BETA, "--set", "eval.fraction=0", "--plain")
     code, out, _ = dpo("sweep", "mine.toml", *silent)
@@ -311,7 +311,7 @@ def test_leaving_the_panel_leaves_the_sweep(workers: Any) -> None:
         assert any("continues in the background" in line for line in terminal.lines)
         sweep = SweepDirectory.of(Path("runs"), "mine")
         for letter in "ABC":
-            # A launcher forgets what was asked for before its worker starts.
+            # A launcher drops requests that come before its worker starts.
             terminal.until(lambda letter=letter: letter in sweep.runs() and starts(letter))
             sweep.runs()[letter].put_request("save")
             terminal.until(lambda letter=letter: sweep.runs()[letter].is_completed)

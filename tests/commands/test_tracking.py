@@ -1,4 +1,4 @@
-"""Trackers as a user sees them: one line where one is missing, and real runs that are tracked."""
+"""Tests of trackers in commands: one line if a tracker is missing, and real tracked runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TRACKED = {"track.use_tensorboard": True, "track.use_wandb": True}
 
 @pytest.fixture
 def not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing but a folder that W&B has left here."""
+    """Empty working directory, and a folder that W&B has left."""
     monkeypatch.setattr(registry, "find_spec", lambda name: ModuleSpec(name, None))
 
 
@@ -40,7 +40,7 @@ class TestNotInstalled:
             assert err.splitlines() == [f"error: {LINE}", f"help: {REMEDY}"]
         assert not (directory / "runs").exists()
 
-    def test_so_is_a_resume(self, dpo: Cli, directory: Path) -> None:
+    def test_a_resume_is_refused_before_it_begins(self, dpo: Cli, directory: Path) -> None:
         profile = (directory / "mine.toml").read_text().replace('"./', f'"{directory}/')
         profile = profile.replace('"tokenizer"', f'"{directory}/tokenizer"')
         profile = profile.replace('"pairs', f'"{directory}/pairs')
@@ -50,13 +50,13 @@ class TestNotInstalled:
         assert LINE in err
         assert "track" not in run.read_profile()
 
-    def test_check_finds_it(self, dpo: Cli, directory: Path) -> None:
+    def test_check_reports_a_missing_tracker(self, dpo: Cli, directory: Path) -> None:
         code, out, _ = dpo("check", "mine.toml", "--json", "--set", "track.use_wandb=true")
         found = [f for f in json.loads(out)["findings"] if f["code"] == "tracker-missing"]
         assert code == 1
         assert [(f["subject"], f["remedy"]) for f in found] == [("track.use_wandb", REMEDY)]
 
-    def test_who_asks_for_none_needs_none(self, dpo: Cli, directory: Path) -> None:
+    def test_a_profile_without_trackers_needs_no_package(self, dpo: Cli, directory: Path) -> None:
         _, out, _ = dpo("check", "mine.toml", "--json")
         assert "track" not in out
 

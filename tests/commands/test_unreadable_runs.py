@@ -1,4 +1,4 @@
-"""Runs that cannot be read: each costs one line, and the commands about others go on."""
+"""Tests of unreadable runs: each gives one line, and commands on other runs work."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ END = Stopped(reason="interrupted", step=110, optimizer_step=55)
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """With one run that is fine."""
+    """Directory with one intact run."""
     story.write(tmp_path / "runs", "fine", *story.preparation(), END)
     return tmp_path / "runs"
 
 
 @pytest.fixture
 def odd(root: Path) -> RunDirectory:
-    """A run beside it, to be spoiled."""
+    """Second run, which a test damages."""
     return story.write(root, "odd", *story.preparation(), END)
 
 
@@ -83,7 +83,7 @@ COMMANDS = (["runs"], ["runs", "--json"], ["clean", "--dry-run"], ["show", "fine
 def test_one_odd_file_spoils_no_command(
     dpo: Cli, root: Path, spoil: Callable[[Path], None]
 ) -> None:
-    """Nothing waits, as for the writer of a FIFO, and nothing reads without an end."""
+    """Reading neither blocks, as on the writer of a FIFO, nor continues without end."""
     for number, name in enumerate(FILES):
         spoil(story.write(root, f"odd{number}", *story.preparation(), END).path / name)
     for command in COMMANDS:
@@ -116,7 +116,7 @@ def test_a_stream_that_is_no_file_is_named(
 
 @pytest.fixture
 def private(odd: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunDirectory]:
-    """A directory of another user. Simulated: tests may run as root, who may read everything."""
+    """The directory belongs to another user. Simulated, because tests may run as root."""
     stat, open_file = os.stat, os.open
 
     def refuse(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -170,7 +170,7 @@ def test_other_directories_without_permission_are_no_runs(
 
 @pytest.fixture
 def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system without locks, such as NFS that is mounted without them."""
+    """The file system has no locks, like NFS mounted without them."""
 
     def refuse(file: Any, operation: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -204,7 +204,7 @@ def test_without_locks_it_is_unknown_whether_a_run_trains(root: Path) -> None:
 
 
 def test_linked_folders_are_not_cleaned(root: Path, odd: RunDirectory) -> None:
-    """Unfinished files of others, which have the same names."""
+    """Unfinished files of other programs, with the same names, stay."""
     victim = root / "victim"
     victim.mkdir()
     for name in ("config.json", ".tmpAb12Cd", f".x.{'0' * 32}.tmp"):

@@ -22,7 +22,7 @@ def as_it_was() -> Iterator[None]:
 
 @pytest.mark.parametrize(("tf32", "expected"), [(False, "highest"), (True, "high")])
 def test_tf32_is_set_on_cuda_only_and_recorded(tf32: bool, expected: str) -> None:
-    """torch calls TF32 "high". Setting it needs no card."""
+    """torch calls TF32 "high". The setting needs no GPU."""
     device.configure_device(device.Device(torch.device("cuda"), torch.float32), None, tf32=tf32)
     assert torch.get_float32_matmul_precision() == environment()["float32_matmul"] == expected
     device.configure_device(device.Device(torch.device("cpu"), torch.float32), "highest", tf32=tf32)
@@ -30,7 +30,7 @@ def test_tf32_is_set_on_cuda_only_and_recorded(tf32: bool, expected: str) -> Non
 
 
 class Cuda:
-    """Functions of `torch.cuda` on a machine with one GPU."""
+    """Replace functions of `torch.cuda` by those of a machine with one GPU."""
 
     def __init__(self, *, has_bfloat16: bool = True, error: str = "") -> None:
         self.has_bfloat16, self.error, self.current = has_bfloat16, error, ""
@@ -62,7 +62,7 @@ class Cuda:
 
 class TestCuda:
     def test_attention_of_cudnn_is_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It would build a plan for each new pair of lengths."""
+        """cuDNN would build a plan for each new pair of lengths."""
         was = torch.backends.cuda.cudnn_sdp_enabled()
         torch.backends.cuda.enable_cudnn_sdp(True)
         Cuda().install(monkeypatch)
@@ -86,7 +86,7 @@ class TestCuda:
 
     @pytest.mark.parametrize("name", ["auto", "cuda", "cuda:0"])
     def test_the_first_gpu_has_one_name(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A log-prob of one process is found by a run of several, and the other way round."""
+        """Several ranks find a log-prob that one process stored, and vice versa."""
         cuda = Cuda()
         cuda.install(monkeypatch)
         assert str(device.resolve(name, "auto").torch_device) == "cuda:0"
@@ -183,7 +183,7 @@ class TestOtherDevices:
             device.resolve("xpu:1", "auto")
 
     def test_torch_for_amd_is_cuda(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Its kernels for variable lengths are not those of NVIDIA, so none is chosen."""
+        """The kernels for variable lengths differ from NVIDIA's, so none is chosen."""
         Cuda().install(monkeypatch)
         monkeypatch.setattr(torch.version, "cuda", None)
         monkeypatch.setattr(torch.version, "hip", "7.0")
@@ -210,7 +210,7 @@ class TestMemory:
     def test_the_peak_of_a_system_without_proc(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """In KiB, but on macOS in bytes; `tests/machines` has the other figures."""
+        """The unit is KiB, but bytes on macOS; `tests/machines` has the other figures."""
         monkeypatch.setattr(memory, "_PROC", tmp_path)
         kib = memory.peak_process_bytes()
         assert kib > 1 << 20

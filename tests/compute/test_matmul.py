@@ -1,4 +1,4 @@
-"""Float32 products on a CPU: the library follows from the processor, and stays exact."""
+"""Tests of float32 products on a CPU: the processor chooses the library; products stay exact."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_processor_decides(
 def test_neither_a_clock_nor_the_cache_decides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """20 fresh caches, and clocks that say anything: the same library each time."""
+    """With 20 empty caches and random clocks, the library is always the same."""
     clocks = ("time", "monotonic", "perf_counter", "process_time", "thread_time")
     for name in (*clocks, *(f"{name}_ns" for name in clocks)):
         monkeypatch.setattr(time, name, lambda: random.random() * 1e6)

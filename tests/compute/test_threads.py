@@ -1,4 +1,4 @@
-"""Number of threads: cores of the affinity, limits of cgroups, and what comes before them."""
+"""Tests of the number of threads: affinity, limits of cgroups, and explicit settings."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_tightest_limit_of_all_groups_counts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["/docker/1234", "/"])
 def test_the_limit_of_cgroup_version_1(tmp_path: Path, path: str) -> None:
-    """Inside a container the group's path is that of the host, which is not there."""
+    """Inside a container the path of the group is that of the host, which does not exist there."""
     root = machine(tmp_path)
     write(root / "proc/self/cgroup", f"5:memory:{path}\n4:cpu,cpuacct:{path}\n")
     write(root / "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us", "400000\n")

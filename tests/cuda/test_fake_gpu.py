@@ -1,4 +1,4 @@
-"""The fake GPU sees what the tests of this folder look for."""
+"""Tests that the fake GPU detects the events that other tests of this folder search for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real optimizer steps, evaluations and reference passes on a GPU that only counts."""
+"""Tests of real optimizer steps, evaluations and reference passes on a GPU that only counts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.fake_gpu import Record, Recorder, fake_gpu
 from tests.support.fake_runs import architecture, fake_trainer, minimind_26m
 
 MODELS = ["minimind2", "minimind2-moe", "minimind3", "minimind3-moe", "llama", "gemma3"]
-"""The last one is computed sequence by sequence."""
+"""Architectures; the last one is computed sequence by sequence."""
 SMALL = 13, (9, 14)
 BF16, FP16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 PRODUCTS = "mm", "bmm", "addmm", "_grouped_mm"
@@ -27,12 +27,12 @@ PRODUCTS = "mm", "bmm", "addmm", "_grouped_mm"
 @pytest.fixture(autouse=True)
 def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DPO_CACHE_DIR", str(tmp_path / "cache"))
-    # A line of the log reads how many weights have moved; see the test of that.
+    # A log line reads the number of moved weights, which another test covers.
     monkeypatch.setattr(Trainer, "is_logged", lambda *_: False)
 
 
 def steps(trainer: Trainer, gpu: Recorder) -> Iterator[Record]:
-    """Take the steps of a run; yield the record of each."""
+    """Take the steps of a run; yield the record of each step."""
     for global_batch, forwards in trainer.inputs.batches.forwards(
         trainer.inputs.order.global_batches()
     ):
@@ -43,7 +43,7 @@ def steps(trainer: Trainer, gpu: Recorder) -> Iterator[Record]:
 
 
 def assert_runs_freely(record: Record, waits: int = 1) -> None:
-    """Require one wait for the figures of the step, and no other."""
+    """Require one wait, for the figures of the step."""
     assert sum(record.waits.values()) == waits, record.waits
     assert all("training/step_metrics.py" in place for place in record.waits)
     assert not record.mixes, record.mixes
@@ -61,8 +61,8 @@ def test_a_step_waits_once_and_computes_in_half_precision(
         first, second = steps(trainer, gpu)
     for record in (first, second):
         assert_runs_freely(record)
-        # One buffer of tensors for each forward, the places of the reference's values, and small
-        # ones of experts and of models that are computed sequence by sequence.
+        # One buffer of tensors for each forward, the positions of the reference's values, and small
+        # buffers for experts and for models that are computed sequence by sequence.
         assert sum(record.copies.values()) <= 6
         for name in PRODUCTS[:1] + PRODUCTS[3:]:
             for factor, other, *rest in record.dtypes.get(name, Counter()):
@@ -134,7 +134,7 @@ def test_products_of_the_head_are_float32_and_losses_float64(
 def test_an_evaluation_waits_once(
     model: str, layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the first step, when policy and reference are equal, and later."""
+    """This holds before the first step, when policy and reference are equal, and later."""
     with fake_gpu(monkeypatch) as gpu:
         trainer = fake_trainer(
             architecture(model),
@@ -195,7 +195,7 @@ def test_a_log_line_reads_the_moved_weights_once(
 def test_a_device_without_float64_leaves_it_to_the_cpu(
     model: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on Apple's GPUs: losses and metrics are float64 all the same."""
+    """On devices like Apple's GPUs, losses and metrics are float64 too."""
     with fake_gpu(monkeypatch, like="mps") as gpu:
         trainer = fake_trainer(
             architecture(model),
@@ -223,7 +223,7 @@ def test_operations_of_an_update(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """MiniMind of 26M weights, about 850 tokens a pair, with the reference known.
+    """MiniMind of 26M weights, about 850 tokens per pair, with a cached reference.
 
     Before micro-batches were merged, 32 pairs took 11,500 operations.
     """

@@ -22,7 +22,7 @@ def packed(*pairs: TokenizedPair, share_prompts: bool = True) -> PackedBatch:
 
 
 def targets(batch: PackedBatch) -> list[list[tuple[int, int]]]:
-    """For each sequence (position in the row, token to predict), in order."""
+    """Yield (position in the row, token to predict) for each sequence, in order."""
     places = torch.stack([batch.target_positions, batch.target_labels], dim=1)
     return [
         [tuple(places[i].tolist()) for i in row[mask]]

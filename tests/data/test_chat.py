@@ -1,4 +1,4 @@
-"""Token ids and masks against golden/tok, and what the golden masks get wrong."""
+"""Tests of token ids and masks against golden/tok, and of errors in the golden masks."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ SIDES = ("chosen", "rejected")
 # golden/tok/<version>.edge, by the names of golden/data/edge.names.json: response tokens that a
 # scan of the ids finds, and those there are.
 SCAN_MISTAKES = {
-    # A user quotes the header, and the scan takes what follows for an answer.
+    # A user quotes the header, and the scan takes the next text for an answer.
     ("seed", "", "header_text_inside_user", "chosen"): (11, 6),
     ("seed", "", "header_text_inside_user", "rejected"): (11, 6),
     ("head", "keep", "header_text_inside_user", "chosen"): (17, 12),
     ("head", "keep", "header_text_inside_user", "rejected"): (16, 11),
     ("head", "strip", "header_text_inside_user", "chosen"): (11, 6),
     ("head", "strip", "header_text_inside_user", "rejected"): (10, 5),
-    # MiniMind version 2's template writes an answer's header behind the user's turn; an answer that
+    # MiniMind version 2's template writes an answer's header after the user's turn; an answer that
     # follows another answer, or comes first, has none, and the scan misses it.
     ("seed", "", "two_answers_in_a_row", "chosen"): (3, 8),
     ("seed", "", "two_answers_in_a_row", "rejected"): (3, 7),
@@ -75,7 +75,7 @@ def test_ids_and_masks_are_the_golden_ones(
     compared = 0
     for group, mode, length in modes_and_lengths:
         mode = mode.rstrip(".")
-        if mode.startswith("seeded"):  # a coin for each side: see test_golden_mistakes.py
+        if mode.startswith("seeded"):  # a random number for each side: see test_golden_mistakes.py
             continue
         for index, pair in enumerate(pairs):
             for side in SIDES:
@@ -97,7 +97,7 @@ def test_ids_and_masks_are_the_golden_ones(
 def test_every_length_around_the_end_of_an_answer(
     golden: Path, tokenizer: ChatTokenizer, version: str
 ) -> None:
-    """golden/tok/<version>.boundary.json: truncation at each place."""
+    """golden/tok/<version>.boundary.json has the truncation at each place."""
     recorded = json.loads((golden / f"tok/{version}.boundary.json").read_text())
     (pair,) = read_pairs(golden / "data/boundary.jsonl")
     assert isinstance(pair, PreferencePair)
@@ -125,8 +125,11 @@ def test_the_rendered_text_is_the_golden_one(
 
 
 def test_an_answer_that_begins_with_spaces_keeps_its_mask(shared: Path) -> None:
-    """Header newline and spaces merge into one token, with which no prompt ends. It is the
-    answer's; MiniMind version 3's scan finds no marker then and trains on nothing."""
+    """The newline of the header and the spaces merge into one token, with which no prompt ends.
+
+    The token belongs to the answer. MiniMind version 3's scan finds no marker then and trains on
+    nothing.
+    """
     for name in TOKENIZERS.values():
         tokenizer = ChatTokenizer(shared / "tokenizer" / name)
         turns = [
@@ -183,7 +186,7 @@ def test_turns_that_conversations_share_are_rendered_once(
 
     monkeypatch.setattr(tokenizer, "_apply", hooks)
     assert tokenizer.render(*sides) == alone
-    # Both whole; the prompt of each answer; and the end of the first, which both share.
+    # Both whole texts, the prompt of each answer, and the shared end of the first answer.
     assert len(rendered) == 2 + 2 + 1
 
 
@@ -212,12 +215,14 @@ class TestEncodePairs:
     def test_good_rows_are_kept_in_order(self, shared: Path) -> None:
         assert self.encode(shared, self.row("a", "b"), self.row("c", "d")) == ([1, 2], [])
 
-    def test_identical_sides_are_set_aside(self, shared: Path) -> None:
+    def test_identical_sides_are_skipped(self, shared: Path) -> None:
         kept, aside = self.encode(shared, self.row("a", "a"), self.row("a", "b"))
         assert kept == [2]
         assert aside == [(1, "identical", "both sides are the same")]
 
-    def test_a_response_cut_away_is_set_aside_with_its_length(self, shared: Path) -> None:
+    def test_a_row_without_a_response_after_the_cut_is_skipped_with_its_length(
+        self, shared: Path
+    ) -> None:
         kept, aside = self.encode(
             shared, self.row("yes", "no", prompt="word " * 99), max_seq_len=40
         )
@@ -226,7 +231,7 @@ class TestEncodePairs:
         assert (line, problem) == (1, "truncated")
         assert "no response token of 'chosen' left at max_seq_len 40 (" in reason
 
-    def test_sides_that_differ_only_beyond_the_cut_are_set_aside(self, shared: Path) -> None:
+    def test_sides_that_differ_only_beyond_the_cut_are_skipped(self, shared: Path) -> None:
         same = "the same words again and again " * 9
         kept, aside = self.encode(shared, self.row(same + "yes", same + "no"), max_seq_len=48)
         assert not kept
@@ -242,7 +247,7 @@ class TestEncodePairs:
         ]
 
     def test_the_real_rows(self, shared: Path) -> None:
-        """51 of the 400 real rows have nothing left to learn from at 1,024."""
+        """51 of the 400 real rows have no response tokens left at 1,024."""
         kept, skipped_rows = encode_pairs(
             read_pairs(shared / "data/dpo_en_zh_400.jsonl"),
             ChatTokenizer(shared / "tokenizer/minimind2"),
@@ -269,7 +274,7 @@ def test_a_tokenizer_without_a_template_is_an_error(shared: Path, tmp_path: Path
         ChatTokenizer(tmp_path)
 
 
-def test_a_template_that_rewrites_earlier_turns_sets_the_row_aside(
+def test_a_row_whose_template_rewrites_earlier_turns_is_skipped(
     shared: Path, tmp_path: Path
 ) -> None:
     source = shared / "tokenizer/minimind2"
@@ -289,7 +294,7 @@ def test_a_template_that_rewrites_earlier_turns_sets_the_row_aside(
         tokenizer.render(turns)
 
 
-def test_the_fingerprint_knows_the_two_tokenizers_and_the_template(
+def test_the_fingerprint_covers_both_tokenizers_and_the_template(
     shared: Path, tmp_path: Path
 ) -> None:
     folders = [shared / "tokenizer" / name for name in TOKENIZERS.values()]

@@ -1,4 +1,4 @@
-"""Conversion to one JSONL: the same tokens, every row accounted for, complete files only."""
+"""Tests of conversion to one JSONL: the same tokens, every row counted, complete files only."""
 
 from __future__ import annotations
 
@@ -205,15 +205,15 @@ def test_every_row_is_in_one_of_the_files(tmp_path: Path) -> None:
         ("a.jsonl", 2, "malformed"), ("a.jsonl", 4, "malformed"), ("b.parquet", 1, "tie"),
     ]  # fmt: skip
     assert all(each["reason"] for each in skipped)
-    assert list(read_pairs(tmp_path)) != []  # the file of skipped rows is no file of pairs
+    assert list(read_pairs(tmp_path)) != []  # the file of skipped rows contains no pairs
     assert len(converted.path.read_text().splitlines()) == 3
-    # Without skipped rows an old list of them goes.
+    # If no row is skipped, an old file of skipped rows is removed.
     first.write_text(json.dumps(good))
     assert not to_file(first, tmp_path / "to.jsonl", Layout.TRL).skipped_path.exists()
 
 
 def test_whole_conversations_and_prompts_in_one_file(tmp_path: Path) -> None:
-    """What both sides of a whole conversation share becomes its prompt."""
+    """The common messages of both sides of a whole conversation become the prompt."""
     whole = put(tmp_path / "whole.jsonl", [{"chosen": [USER, ANSWER], "rejected": [USER, OTHER]}])
     plain = put(tmp_path / "plain.jsonl", [{"prompt": "p", "chosen": "c", "rejected": "r"}])
     converted = to_file(Source((whole, plain)), tmp_path / "to.jsonl", Layout.TRL)
@@ -304,7 +304,7 @@ def test_a_killed_conversion_leaves_the_old_file(tmp_path: Path) -> None:
     assert to.read_text() == "old"
     temporary = {*tmp_path.iterdir()} - {source, to}
     assert len(temporary) == 2
-    # Another conversion that still writes keeps its file.
+    # Another conversion that is still writing keeps its file.
     other = tmp_path / f".to.jsonl.{'0' * 32}.tmp"
     with other.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""Encoding in blocks, pieces and columns gives what encoding each side by itself gives."""
+"""Tests that encoding in blocks, pieces and columns equals encoding each side alone."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def message(role: str, content: str, **more: Any) -> dict[str, Any]:
 
 
 def nasty_rows() -> Iterator[PreferencePair | SkippedRow]:
-    """Every text in every place: asked, answered, answered before, said by the system."""
+    """Yield rows with each text in each place: question, answer, earlier answer, system message."""
     line = itertools.count(1)
     for first, second in itertools.product(NASTY, NASTY):
         asked = [message("user", first)]
@@ -73,7 +73,7 @@ def nasty_rows() -> Iterator[PreferencePair | SkippedRow]:
     twice = [message("user", "q"), message("assistant", " x"), message("assistant", " y")]
     yield PreferencePair(next(line), twice, [*twice, message("user", "?")])
     yield PreferencePair(next(line), twice[1:], [message("assistant", "z")])
-    # Sides that share nothing, or one turn of three; keys beside the text.
+    # Sides that share nothing, or one turn of three; other keys beside the text.
     yield PreferencePair(next(line), twice, [message("user", "other"), *twice[1:]])
     yield PreferencePair(next(line), [*twice[:2], message("user", "r"), twice[2]], twice)
     thought = message("assistant", "so", reasoning_content="because")
@@ -102,10 +102,10 @@ def assert_the_same(
 def assert_equal(pair: TokenizedPair, plain: TokenizedPair) -> None:
     assert pair.line == plain.line
     for side in ("chosen", "rejected"):
-        ours, its = getattr(pair, side), getattr(plain, side)
+        ours, expected = getattr(pair, side), getattr(plain, side)
         assert ours.ids.dtype == torch.int64
-        assert torch.equal(ours.ids, its.ids), (pair.line, side)
-        assert torch.equal(ours.response, its.response), (pair.line, side)
+        assert torch.equal(ours.ids, expected.ids), (pair.line, side)
+        assert torch.equal(ours.response, expected.response), (pair.line, side)
 
 
 @pytest.mark.parametrize("name", ["dpo_en_zh_400", "dpo_judged_train"])
@@ -117,17 +117,17 @@ def test_real_rows(shared: Path, tokenizer: ChatTokenizer, name: str) -> None:
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0])
-def test_nasty_rows(tokenizer: ChatTokenizer, ratio: float) -> None:
+def test_difficult_rows(tokenizer: ChatTokenizer, ratio: float) -> None:
     encoded = assert_the_same(list(nasty_rows()), tokenizer, *range(1, 60, 7), 10_000, ratio=ratio)
     assert len(encoded) > 900
     problems = {row.problem for row in encoded.cut(30).skipped_rows}
-    # MiniMind version 2's template has no word for a call of a tool.
+    # MiniMind version 2's template ignores tool calls.
     left_out = {"left-out"} if tokenizer.folder.name == "minimind2" else set()
     assert problems == {"malformed", "identical", "truncated"} | left_out
 
 
 def changed(tokenizer: ChatTokenizer, change: Callable[[dict[str, Any]], object]) -> Any:
-    """The tokenizer with something else in its `tokenizer.json`."""
+    """Change an entry of the tokenizer's `tokenizer.json`."""
     parts = json.loads(tokenizer._backend.to_str())
     change(parts)
     return type(tokenizer._backend).from_str(json.dumps(parts))
@@ -164,7 +164,7 @@ def test_a_tokenizer_of_another_kind_is_asked_for_its_offsets(
 
 
 def test_both_encoders_agree_where_the_first_gives_up(tokenizer: ChatTokenizer) -> None:
-    """A vocabulary without all bytes drops what it cannot write: then widths do not add up."""
+    """A vocabulary without all bytes drops characters, so widths do not add up."""
 
     def lose(parts: dict[str, Any]) -> None:
         lost = set("ðĊ")  # of the emoji, and the newline
@@ -243,7 +243,9 @@ def test_progress_counts_rows_of_all_kinds(tokenizer: ChatTokenizer) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_what_progress_raises_ends_it(tokenizer: ChatTokenizer, error: type[BaseException]) -> None:
+def test_an_error_of_the_progress_callback_stops_the_encoding(
+    tokenizer: ChatTokenizer, error: type[BaseException]
+) -> None:
     threads = threading.active_count()
 
     def interrupt(done: int) -> None:

@@ -1,4 +1,4 @@
-"""Files of other kinds under the name of a row file: read, or named with the way out."""
+"""Tests of files of other kinds under the name of a row file: read, or named with a remedy."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_rows_inside_one_object_are_converted_by_the_command(
     path = put(tmp_path / "my pairs.json", text.encode())
     found = error(path)
     assert f"is one JSON object with {what}, expected a row per line" in found.message
-    if indent is None:  # each command once: a process takes a while
+    if indent is None:  # each command runs once, because a process takes a while
         run(found)
         assert rows_of(path.with_name(path.name + ".jsonl")) == ROWS
 
@@ -203,10 +203,10 @@ def test_rows_inside_an_object_that_is_too_long(
     content.pop("version", None)
     path = put(tmp_path / "pairs.json", json.dumps(content).encode())
     assert "one JSON object with rows or columns in it" in error(path).message
-    # A long row of JSONL is only itself malformed.
+    # A long row of JSONL is a single malformed row.
     path = put(tmp_path / "pairs.jsonl", jsonl([conversational(ROWS[0])] * 3))
     assert kind_of(path) == "jsonl"
-    # So is a first line that is cut off.
+    # A first line that is cut off is malformed too.
     assert kind_of(put(path, b'{"tags": ["a", \n' + jsonl(ROWS))) == "jsonl"
 
 
@@ -236,7 +236,7 @@ def test_objects_over_several_lines(
 @pytest.mark.parametrize("encoding", ["gb18030", "big5", "cp1252", "shift_jis"])
 @pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.json", "pairs.csv"])
 def test_other_encodings(encoding: str, name: str, tmp_path: Path) -> None:
-    """Rows that are skipped for their encoding alone: the remedy names it."""
+    """If rows are skipped only because of their encoding, the remedy names the encoding."""
     words = "é" if encoding == "cp1252" else "日本"
     rows: list[Row] = [{**row, "prompt": f"{words} {n}"} for n, row in enumerate(ROWS)]
     content = {"pairs.jsonl": jsonl(rows), "pairs.csv": csv_file(rows)}
@@ -286,7 +286,7 @@ def test_text_that_is_no_table(tmp_path: Path) -> None:
 
 
 def test_saved_datasets_are_named(tmp_path: Path) -> None:
-    """The folders of `datasets`, whose JSON files were taken for rows."""
+    """The JSON files in folders of `datasets` are not taken for rows."""
     split = tmp_path / "ds/train"
     split.mkdir(parents=True)
     (tmp_path / "ds/dataset_dict.json").write_text('{"splits": ["train", "test"]}')

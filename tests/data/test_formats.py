@@ -1,4 +1,4 @@
-"""Real pairs, written down in every format: found out, and the same tokens from all of them."""
+"""Tests with real pairs in each format: the format is detected, and the tokens are the same."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_profile_can_state_every_format() -> None:
 def expected(
     rows: list[Row], tokenizer: ChatTokenizer, tmp_path_factory: pytest.TempPathFactory
 ) -> EncodedRows:
-    """The tokens of the rows in MiniMind's format."""
+    """Return the tokens of the rows in MiniMind's format."""
     return encoded(write(tmp_path_factory.mktemp("expected") / "pairs", rows), tokenizer)
 
 
@@ -83,7 +83,7 @@ def test_a_pair_has_the_same_tokens_in_every_format(
     assert_equal(encoded(path, tokenizer), expected)
 
 
-# A compression sees bytes, whatever their format.
+# Compression does not depend on the format of the bytes.
 FILES = [
     *((name, container, "") for name in FORMATS for container in CONTAINERS),
     *(("plain", container, each) for container in CONTAINERS for each in COMPRESSIONS),
@@ -106,7 +106,7 @@ def test_a_pair_is_the_same_in_every_file(
     (part,) = places.parts
     assert (part.format, part.first, part.rows) == (name, 1, 40)
     pairs = list(read_pairs(write(tmp_path / "expected", rows)))
-    # Only whole conversations do not tell the prompt from the answer.
+    # Only whole conversations do not separate the prompt from the answer.
     turns = None if name == "minimind" else 1
     expected = [
         replace(pair, prompt_turns=turns) for pair in pairs if isinstance(pair, PreferencePair)
@@ -127,7 +127,7 @@ def one(row: Row, tmp_path: Path, **options: Any) -> PreferencePair | SkippedRow
 
 
 def turns(*texts: str) -> list[Row]:
-    """Of a user and an assistant by turns."""
+    """Return messages of a user and an assistant in turn."""
     roles = ("user", "assistant") * len(texts)
     return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
 
@@ -163,8 +163,8 @@ def test_several_turns_and_tools(tmp_path: Path) -> None:
     ]
 
 
-def test_what_one_template_writes_another_leaves_out(shared: Path, tmp_path: Path) -> None:
-    """MiniMind version 2's template knows neither tools nor a late word of the system."""
+def test_templates_leave_out_different_messages(shared: Path, tmp_path: Path) -> None:
+    """MiniMind version 2's template ignores tools and a system message after the first turn."""
     late = [*turns("a", "b"), {"role": "system", "content": "s"}, *turns("c")]
     tool = [*turns("a", "b"), {"role": "tool", "content": "t"}]
     call = [*turns("a"), {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {}}]}]
@@ -282,7 +282,7 @@ def test_two_texts_and_a_question_are_not_texts_that_begin_with_it(tmp_path: Pat
         ),
     ],
 )
-def test_what_is_malformed_is_said(row: Row, format: str, reason: str, tmp_path: Path) -> None:
+def test_malformed_rows_have_a_reason(row: Row, format: str, reason: str, tmp_path: Path) -> None:
     found = one(row, tmp_path, format=format)
     assert isinstance(found, SkippedRow)
     assert found.problem == "malformed"

@@ -1,4 +1,4 @@
-"""Groups of pairs: by the language of the chosen answer, and by which answer is longer."""
+"""Tests of groups of pairs: by language of the chosen answer, and by the longer side."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TEXTS = {1: "A plain answer.", 2: "一个简单的回答。", 3: "просто",
 
 
 def pair(line: int, text: int, chosen: int, rejected: int) -> TokenizedPair:
-    """Answers of so many tokens after a prompt of two; the chosen one is of tokens `text`."""
+    """Return a pair with answers of given lengths; the chosen one repeats the token `text`."""
 
     def side(token: int, count: int) -> Tokenized:
         ids = torch.tensor([9, 9, *[token] * count])
@@ -29,7 +29,7 @@ def decode(ids: Tensor) -> str:
 
 def test_languages_and_lengths_each_divide_the_pairs() -> None:
     sizes = [(1, 10, 12), (2, 12, 10), (3, 10, 13), (4, 13, 10), (1, 600, 10)]
-    pairs = in_columns([pair(line, *its) for line, its in enumerate(sizes, start=1)])
+    pairs = in_columns([pair(line, *lengths) for line, lengths in enumerate(sizes, start=1)])
     groups = {name: members.tolist() for name, members in groups_of(pairs, decode).items()}
     assert groups == {
         "all": [True] * 5,

@@ -1,4 +1,4 @@
-"""Languages by their letters."""
+"""Tests of languages by their letters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dpo_cli.data.languages import Language, language_of
         ("고양이는 귀엽습니다.", "other"),
         ("12 + 30 = 42", None),
         ("", None),
-        ("!" * 501 + "words", None),  # it begins without a letter, and no more is looked at
+        ("!" * 501 + "words", None),  # it starts without letters, and only the start is read
     ],
 )
 def test_the_language_of_a_text(text: str, language: Language | None) -> None:

@@ -1,4 +1,4 @@
-"""Row files that are small on disk and endless or huge in memory: refused, in bounded memory."""
+"""Tests of row files that are small on disk and huge in memory: refused in bounded memory."""
 
 from __future__ import annotations
 
@@ -64,12 +64,14 @@ def test_too_many_values_in_a_line_are_a_malformed_row(tmp_path: Path) -> None:
 
 
 def test_a_header_costs_time_in_proportion_to_its_columns(tmp_path: Path) -> None:
-    names = ",".join(f"c{number}" for number in range(200_000))  # quadratic: hours
+    names = ",".join(
+        f"c{number}" for number in range(200_000)
+    )  # a quadratic search would take hours
     assert "match no known format" in refused(tmp_path / "a.csv", f"{names}\n{names}\n".encode())
     assert "named 'c7'" in refused(tmp_path / "b.csv", f"{names},c7\n".encode())
 
 
-def test_what_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (file_readers, csv_lines):
         monkeypatch.setattr(module, "MAX_BLANK_LINES", 1000)
         monkeypatch.setattr(module, "MAX_ROW_BYTES", 1000)

@@ -1,4 +1,4 @@
-"""Messages in the forms in which datasets store them."""
+"""Tests of messages in the forms in which datasets store them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_names_of_speakers(name: str, role: str, keys: tuple[str, str]) -> None:
 )
 @pytest.mark.parametrize("times", [0, 1, 2])
 def test_forms_of_the_same_messages(value: Any, times: int) -> None:
-    """As they are, as JSON text, and as JSON text of JSON text."""
+    """Messages may be objects, JSON text, or JSON text of JSON text."""
     for _ in range(times):
         value = json.dumps(value, ensure_ascii=False)
     assert is_turns(value)
@@ -109,7 +109,7 @@ def test_an_answer_that_is_json_stays_a_text(text: str) -> None:
         (json.dumps([WHY]).replace("Why", "\\ud800"), "an unpaired surrogate"),
     ],
 )
-def test_what_is_wrong_is_named(value: Any, why: str) -> None:
+def test_errors_name_the_wrong_part(value: Any, why: str) -> None:
     with pytest.raises(MalformedError) as caught:
         text_or_turns(value, "'x'", "assistant")
     assert why in str(caught.value)

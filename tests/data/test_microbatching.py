@@ -19,7 +19,7 @@ def test_forwards_are_filled_up_to_the_limit() -> None:
     (forwards,) = make_micro_batches([(0, 1, 2), (3, 4, 5)], 2, TOKENS, limit=1800)
     assert [forward.indices for forward in forwards] == [(4,), (2, 1), (3, 0, 5)]
     sums = [sum(TOKENS[i] for i in forward.indices) for forward in forwards]
-    assert sums == [2500, 1800, 1700]  # a longer pair stands alone
+    assert sums == [2500, 1800, 1700]  # a longer pair forms its own forward
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 7])
@@ -27,7 +27,7 @@ def test_forwards_are_filled_up_to_the_limit() -> None:
 def test_every_pair_keeps_the_weight_its_micro_batch_gives_it(
     limit: int | None, ranks: int
 ) -> None:
-    """A short micro-batch's pairs count more: each micro-batch's mean counts alike."""
+    """Pairs of a short micro-batch weigh more, because all micro-batches weigh the same."""
     micro_batches = [(5, 0, 3), (2,), (4, 1)]
     shares = make_micro_batches(micro_batches, 3, TOKENS, limit, ranks)
     forwards = [forward for share in shares for forward in share]
@@ -35,8 +35,8 @@ def test_every_pair_keeps_the_weight_its_micro_batch_gives_it(
     assert weights == {5: 1 / 9, 0: 1 / 9, 3: 1 / 9, 2: 1 / 3, 4: 1 / 6, 1: 1 / 6}
 
 
-def test_ranks_get_about_as_much_to_do() -> None:
-    """The longest first, each to whoever has least; what one rank does, it does in order."""
+def test_ranks_get_about_the_same_work() -> None:
+    """Longest first, each to the rank with the least work; each rank computes in order."""
     shares = make_micro_batches([(0, 1, 2), (3, 4, 5)], 2, TOKENS, 10**6, ranks=2)
     assert [[f.indices for f in share] for share in shares] == [[(4, 1, 5)], [(2, 3, 0)]]
 

@@ -79,20 +79,20 @@ def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
         ('{"chosen": ' + "9" * 5000 + "}", "unreadable JSON"),
     ],
 )
-def test_what_is_malformed_is_said(raw: str, reason: str) -> None:
+def test_malformed_rows_have_a_reason(raw: str, reason: str) -> None:
     found = parse_row(17, raw.encode())
     assert isinstance(found, SkippedRow)
     assert (found.line, found.problem) == (17, "malformed")
     assert reason in found.reason
 
 
-def test_what_is_not_utf8_is_malformed() -> None:
+def test_a_row_that_is_not_utf8_is_malformed() -> None:
     found = parse_row(3, '{"chosen": "é"}'.encode("latin-1"))
     assert isinstance(found, SkippedRow)
     assert "not UTF-8 (byte 13" in found.reason
 
 
-def test_a_row_set_aside_reads_back() -> None:
+def test_a_skipped_row_is_read_back() -> None:
     aside = SkippedRow(5, "truncated", "no response token of 'chosen' left")
     assert json.loads(aside.to_json(Places())) == {
         "line": 5,

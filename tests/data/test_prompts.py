@@ -1,4 +1,4 @@
-"""Prompts from a file, and every line that is none."""
+"""Tests of prompts from a file, and of lines that are no prompts."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_rows(tmp_path: Path) -> None:
         ({"chosen": [ANSWER], "rejected": [ANSWER]}, "'prompt' must be a non-empty text"),
     ],
 )
-def test_rows_that_are_none(tmp_path: Path, row: object, said: str) -> None:
+def test_rows_without_a_prompt(tmp_path: Path, row: object, said: str) -> None:
     with pytest.raises(DpoError, match="1 of 2 lines have no prompt") as raised:
         read_prompts(rows(tmp_path, {"prompt": "why?"}, row))
     [detail] = raised.value.details

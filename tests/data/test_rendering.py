@@ -1,4 +1,4 @@
-"""Chat templates that do not end, or fill the memory: refused in one line, in bounded time."""
+"""Tests of chat templates that never end or fill the memory: refused in bounded time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NORMAL = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_e
 
 @pytest.fixture
 def folder(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tokenizer's folder, whose template is tried for a second only."""
+    """Tokenizer directory; its template is tried for a second only."""
     monkeypatch.setattr(rendering, "_TRIAL_SECONDS", 1)
     shutil.copytree(shared / "tokenizer/minimind2", tmp_path / "tokenizer")
     return tmp_path / "tokenizer"
@@ -138,7 +138,7 @@ def test_a_tokenizer_file_that_is_too_large_is_not_read(folder: Path) -> None:
 
 
 def test_tokenizers_share_one_watcher(folder: Path) -> None:
-    """Found by `make fuzz`: a thread for each tokenizer, which never ended."""
+    """Regression, found by `make fuzz`: each tokenizer started a thread that never ended."""
 
     def render() -> None:
         ChatTokenizer(folder).render([{"role": "user", "content": "Hello"}])
@@ -151,7 +151,7 @@ def test_tokenizers_share_one_watcher(folder: Path) -> None:
     parent, done = os.fork(), 1
     if not parent:
         try:
-            with rendering._WATCH.limited():  # with a thread and a lock of its own
+            with rendering._WATCH.limited():  # with its own thread and lock
                 done = 0 if threading.active_count() == 2 else 1
         finally:
             os._exit(done)

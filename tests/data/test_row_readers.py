@@ -1,4 +1,4 @@
-"""Rows as public datasets write them, and the conversations that they mean."""
+"""Tests of rows as public datasets write them, and of the conversations they contain."""
 
 from __future__ import annotations
 
@@ -334,7 +334,7 @@ def test_rows_without_a_better_answer(tmp_path: Path, row: Row, problem: str, re
 
 
 def test_columns_that_are_not_read(tmp_path: Path) -> None:
-    """Also a key of an object, and a column that another one replaces; not null, "" and []."""
+    """Keys of objects and replaced columns count as well; null, "" and [] do not."""
     plain = {"prompt": "Is it?", "chosen": "Yes.", "rejected": "No."}
     row = {**plain, "id": 0, "context": "It is.", "empty": "", "none": None, "list": []}
     pair = one(write(tmp_path / "pairs.jsonl", row))
@@ -518,7 +518,7 @@ def nested(key: str, depth: int = 900) -> Any:
 
 @pytest.mark.parametrize("depth", [10, 900])
 def test_objects_within_objects_are_no_traceback(tmp_path: Path, depth: int) -> None:
-    """Also where every row has them, so that no format is found."""
+    """If every row is like this, no format is detected, which is an error with details."""
     deep = nested("messages", depth)
     odd = {"prompt": deep, "chosen": [YES], "rejected": [NO]}
     good = {"prompt": [USER], "chosen": [YES], "rejected": [NO]}
@@ -538,7 +538,7 @@ def test_objects_within_objects_are_no_traceback(tmp_path: Path, depth: int) -> 
 
 
 def test_long_rows_are_read_in_one_pass(tmp_path: Path) -> None:
-    """Texts and turns for which a search that begins anew at each place would never end."""
+    """A search that starts again at each place would not finish on these texts and turns."""
     many = [USER] * 5_000
     prompt, side = [*many, YES, USER], [*many, *many, NO]
     row = {"prompt": prompt, "chosen": side, "rejected": [YES]}

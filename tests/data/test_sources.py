@@ -1,4 +1,4 @@
-"""Files that lie, several of them, and what their rows are called."""
+"""Tests of several data files, of files with misleading names, and of the names of rows."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_folder_is_its_files_by_name(tmp_path: Path) -> None:
     assert json.loads(SkippedRow(7, "malformed", "why").to_json(places)) == {
         "line": 1, "file": "part-2.csv", "problem": "malformed", "reason": "why",
     }  # fmt: skip
-    for parts in (1, 2, 3, 5):  # shares of several processes
+    for parts in (1, 2, 3, 5):  # the parts that several processes read
         bounds = [1 + 21 * part // parts for part in range(parts + 1)]
         shares = [
             list(read_pairs(source, range(*bounds[part : part + 2]), places))
@@ -110,7 +110,7 @@ def test_a_parquet_file_cut_off(tmp_path: Path) -> None:
 
 
 def endless(begin: bytes) -> bytes:
-    """Hundreds of megabytes in a few."""
+    """Return a file of a few megabytes that unpacks to hundreds of megabytes."""
     filler = gzip.compress(b"a" * (1 << 26), 1)
     return gzip.compress(begin) + filler * 6
 
@@ -123,7 +123,7 @@ def endless(begin: bytes) -> bytes:
         ("pairs.csv", b'prompt,chosen,rejected\n"'),
     ],
 )
-def test_what_decompresses_without_end_takes_little_memory(
+def test_a_huge_compressed_file_takes_little_memory(
     tmp_path: Path, name: str, begin: bytes
 ) -> None:
     path = put(tmp_path / f"{name}.gz", endless(begin))
@@ -152,7 +152,7 @@ def test_what_decompresses_without_end_takes_little_memory(
         (b'[{"a": ' + b"9" * 5000 + b"}]", "row 1: Exceeds the limit"),
     ],
 )
-def test_what_is_no_array_of_rows(tmp_path: Path, content: bytes, why: str) -> None:
+def test_files_that_are_no_array_of_rows(tmp_path: Path, content: bytes, why: str) -> None:
     with pytest.raises(DpoError, match=why) as caught:
         read(put(tmp_path / "pairs.json", content))
     assert "JSONL" in caught.value.remedy
@@ -172,7 +172,7 @@ def test_an_array_is_read_in_pieces_of_any_length(
         assert [pair.line for pair in whole] == list(range(1, 21))
 
 
-def test_one_row_of_an_array_that_is_none(tmp_path: Path) -> None:
+def test_one_malformed_row_of_an_array(tmp_path: Path) -> None:
     half = b'{"prompt": "p", "chosen": "\\ud800", "rejected": "r"}'
     latin = '{"prompt": "é", "chosen": "c", "rejected": "r"}'.encode("latin-1")
     good = json.dumps(ROWS[0]).encode()
@@ -244,7 +244,7 @@ def test_an_extra_that_is_not_installed(
 
 
 def test_a_file_that_is_named_twice(tmp_path: Path) -> None:
-    """What is held out of one copy would be trained on in the other."""
+    """Pairs held out of one copy would be trained on in the other."""
     path = put(tmp_path / "folder/pairs.jsonl", jsonl(ROWS))
     (tmp_path / "link.jsonl").symlink_to(path)
     for paths in ((path, path), (tmp_path / "folder", path), (tmp_path / "link.jsonl", path)):
@@ -272,7 +272,7 @@ def test_a_row_of_a_table_that_is_too_long(tmp_path: Path, monkeypatch: pytest.M
     assert len(found) == 20
 
 
-def test_counting_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counting_reports_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "_PROGRESS_ROWS", 8)
     for name, content in (("a.jsonl", jsonl(ROWS)), ("b.csv", csv_file(ROWS))):
         put(tmp_path / f"shards/{name}", content)
@@ -281,7 +281,7 @@ def test_counting_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Monkey
     assert heard == [8, 16, 28, 36]
 
 
-def test_only_what_is_wanted_is_read(tmp_path: Path) -> None:
+def test_only_the_requested_rows_are_parsed(tmp_path: Path) -> None:
     content = jsonl(ROWS[:4]) + b"\xff" * 10
     path = put(tmp_path / "pairs.jsonl", content)
     found = file_readers.read_rows(path, "jsonl", range(2, 4))
@@ -301,7 +301,7 @@ def test_a_table_in_an_archive(tmp_path: Path) -> None:
         read(put(tmp_path / "pairs.parquet.gz", gzip.compress(b"PAR1....PAR1")))
 
 
-def test_what_goes_wrong_while_progress_is_told_is_not_the_files_fault(
+def test_errors_of_the_progress_callback_are_not_errors_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sources, "_PROGRESS_ROWS", 8)
@@ -315,7 +315,7 @@ def test_what_goes_wrong_while_progress_is_told_is_not_the_files_fault(
 
 
 def test_rows_of_a_table_that_cannot_be_read(tmp_path: Path) -> None:
-    """A text that is no UTF-8, and a damaged page: the first spoils its row alone."""
+    """A text that is not UTF-8 spoils only its row; a damaged page spoils the rest of the table."""
     pyarrow = pytest.importorskip("pyarrow")
     texts = pyarrow.array([b"a", b"\xff", b"c"]).cast(pyarrow.string(), safe=False)
     columns = {"prompt": ["p"] * 3, "chosen": texts, "rejected": ["r"] * 3}

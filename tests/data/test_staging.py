@@ -27,7 +27,7 @@ def test_tensors_of_any_dtype_survive_one_copy() -> None:
 
 
 def test_a_batch_for_a_gpu_is_the_same_batch() -> None:
-    """With the arguments of the kernels added, and the batch on the CPU kept beside it."""
+    """The batch for a GPU has the arguments of the kernels too, and keeps the batch on the CPU."""
     gpu = torch.device("cuda")
     for layout in ("packed", "padded"):
         batch = make_batch(odd_pairs(), layout, max_seq_len=80)
@@ -36,8 +36,8 @@ def test_a_batch_for_a_gpu_is_the_same_batch() -> None:
         copy = ready.with_tensors(stage(ready.tensors).to(CPU))
         assert copy.host is ready
         assert (copy.pairs, copy.padding_tokens) == (batch.pairs, batch.padding_tokens)
-        for ours, theirs in zip(copy.tensors, batch.tensors, strict=False):
-            assert torch.equal(ours, theirs)
+        for copied, original in zip(copy.tensors, batch.tensors, strict=False):
+            assert torch.equal(copied, original)
         if isinstance(copy, PackedBatch):
             assert isinstance(batch, PackedBatch)
             assert batch.sequences is None

@@ -1,4 +1,4 @@
-"""Text in pieces: whatever a tokenizer divides, no character is told by halves."""
+"""Tests of text in pieces: a character that is split over tokens appears whole."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_real_tokens(shared: Path, name: str) -> None:
     pieces = told(TextStream(tokenizer.decode), ids)
     assert "".join(pieces) == text
     assert len(pieces) == len(ids) + 1
-    assert "" in pieces[:-1]  # some of its characters take several tokens
+    assert "" in pieces[:-1]  # some characters consist of several tokens
     assert "\ufffd" not in "".join(pieces)
 
 
@@ -40,7 +40,7 @@ def test_a_token_for_each_byte() -> None:
     assert [piece for piece in pieces if piece] == list(TEXT)
 
 
-def test_what_never_becomes_a_character_is_told_when_that_is_known() -> None:
+def test_invalid_bytes_appear_as_soon_as_they_are_known_to_be_invalid() -> None:
     assert told(TextStream(by_bytes), [0xE4, 0xBD, 0x41, 0xE4]) == ["", "", "\ufffdA", "", "\ufffd"]
     assert told(TextStream(by_bytes), list("a\ufffdb".encode())) == ["a", "", "", "", "\ufffdb", ""]
     generator = random.Random(5)
@@ -62,7 +62,7 @@ def test_only_new_tokens_are_decoded() -> None:
 
 
 def test_a_decoder_that_drops_the_first_space() -> None:
-    """As Llama's: a word's token begins with a space, which the first of a text loses."""
+    """Llama's tokens begin with a space, which decoding drops at the start of a text."""
     vocabulary = {"▁the": 0, "▁good": 1, "ness": 2, "\n": 3}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="\n"))
     tokenizer.decoder = decoders.Metaspace()

@@ -1,4 +1,4 @@
-"""What the cache of tokens gives back, and everything that must not stop a run."""
+"""Tests of the token cache: its content, and damage that must not stop a run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ COLUMNS = ("lines", "lengths", "shared", "answers", "answer_counts")
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of this test's own: the folder of the tokens in it."""
+    """Empty cache of this test; returns the folder of the tokens."""
     monkeypatch.setenv("DPO_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache/tokens"
 
@@ -51,7 +51,7 @@ def tokenizer(shared: Path) -> ChatTokenizer:
 
 @pytest.fixture
 def data(shared: Path, tmp_path: Path) -> Path:
-    """60 real rows, one that is malformed, one that is alike."""
+    """60 real rows, a malformed one, and one with identical sides."""
     path = tmp_path / "pairs.jsonl"
     lines = (shared / "data/dpo_en_zh_400.jsonl").read_text().splitlines()[:60]
     alike = json.loads(lines[0])
@@ -82,7 +82,7 @@ def test_columns_that_are_not_read_are_counted_from_the_cache(
 
 
 def assert_right(rows: EncodedRows, path: Path, tokenizer: ChatTokenizer) -> None:
-    """The rows of the file as they are without a cache."""
+    """Assert that the rows equal those that are encoded without a cache."""
     plain = EncodedRows.joined(
         encode_rows(read_pairs(path), tokenizer, empty_think_ratio=0.5, seed=1)
     )
@@ -104,7 +104,7 @@ def never(*_: Any, **__: Any) -> NoReturn:
 
 @pytest.fixture
 def without_encoding(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """From then on whoever encodes or renders fails."""
+    """Return a function that makes encoding and rendering an error."""
 
     def forbid() -> None:
         monkeypatch.setattr(ChatTokenizer, "encode", never)
@@ -143,7 +143,7 @@ def test_another_path_and_time_are_the_same_content(
     "change",
     ["data", "ratio", "seed", "scored", "cuts", "tokenizer", "special", "versions"],
 )
-def test_what_decides_the_ids_decides_the_entry(
+def test_all_inputs_of_the_ids_are_part_of_the_key(
     cache: Path,
     data: Path,
     tokenizer: ChatTokenizer,
@@ -174,7 +174,7 @@ def test_what_decides_the_ids_decides_the_entry(
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0])
-def test_a_seed_that_decides_nothing_does_not_count(
+def test_a_seed_without_effect_is_not_part_of_the_key(
     cache: Path, data: Path, tokenizer: ChatTokenizer, ratio: float
 ) -> None:
     for seed in (1, 2):
@@ -185,8 +185,8 @@ def test_a_seed_that_decides_nothing_does_not_count(
 FILES = ("ids.bin", "columns.safetensors", "manifest.json")
 
 
-def test_no_flipped_bit_is_believed(cache: Path, data: Path, tokenizer: ChatTokenizer) -> None:
-    """At random places of both files, and at their ends."""
+def test_each_flipped_bit_is_detected(cache: Path, data: Path, tokenizer: ChatTokenizer) -> None:
+    """The flipped bits are at random places of both files, and at their ends."""
     encode(data, tokenizer)
     entry = only_entry(cache)
     key = entry.name
@@ -246,7 +246,7 @@ def become_a_file(entry: Path) -> None:
 
 
 def be_another_entry(entry: Path) -> None:
-    """Content of another key under this name."""
+    """Give the entry the key of another one in its manifest."""
     manifest = entry / "manifest.json"
     manifest.write_text(manifest.read_text().replace(entry.name, "0" * 64, 1))
 
@@ -291,7 +291,7 @@ def test_a_change_of_the_files_in_use_changes_no_bit(
     name: str,
     harm: Callable[[Path], None],
 ) -> None:
-    """A mapping would show the other bytes, or end the process where the file is cut off."""
+    """A memory mapping would show the new bytes, or crash the process at the cut."""
     first = encode(data, tokenizer)
     cached = encode(data, tokenizer)
     harm(only_entry(cache) / name)
@@ -303,7 +303,7 @@ def test_a_change_of_the_files_in_use_changes_no_bit(
 def refuse_to_open(
     monkeypatch: pytest.MonkeyPatch, unreadable: Callable[[Path], bool], number: int
 ) -> None:
-    """Let some files fail to be opened, as on a failing disk."""
+    """Make opening some files fail, as on a failing disk."""
     open_regular = integrity.open_regular
 
     def checked(path: Path) -> BufferedReader:
@@ -325,7 +325,7 @@ def test_an_entry_that_cannot_be_read_is_neither_used_nor_removed(
     name: str,
     number: int,
 ) -> None:
-    """It may be intact: the rows are encoded again, and the entry stays as it is."""
+    """The entry may be intact: the rows are encoded again, and the entry stays unchanged."""
     encode(data, tokenizer)
     entry = only_entry(cache)
     before = {path.name: path.stat().st_ino for path in entry.iterdir()}
@@ -337,7 +337,7 @@ def test_an_entry_that_cannot_be_read_is_neither_used_nor_removed(
     assert load(entry, entry.name) is not None
 
 
-def test_an_entry_copied_to_another_name_is_not_believed(
+def test_an_entry_copied_to_another_name_is_not_used(
     cache: Path, data: Path, tokenizer: ChatTokenizer
 ) -> None:
     encode(data, tokenizer)
@@ -374,7 +374,7 @@ def full_at_the_end(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
 
 
 @pytest.mark.parametrize("obstacle", [no_home, file_in_the_way, null_device, refused])
-def test_where_nothing_can_be_cached_a_run_goes_on(
+def test_a_run_continues_without_a_writable_cache(
     cache: Path,
     data: Path,
     tokenizer: ChatTokenizer,
@@ -424,7 +424,7 @@ def test_a_file_that_is_being_written_is_refused(
     assert_right(encode(data, tokenizer), data, tokenizer)
 
 
-def test_a_template_that_tells_the_time_is_not_cached(
+def test_a_template_with_the_current_time_is_not_cached(
     cache: Path, data: Path, shared: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "tokenizer"
@@ -439,7 +439,7 @@ def test_a_template_that_tells_the_time_is_not_cached(
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupted_first_time_leaves_nothing(
+def test_an_interrupted_encoding_leaves_nothing(
     cache: Path, data: Path, tokenizer: ChatTokenizer, error: type[BaseException]
 ) -> None:
     threads = threading.active_count()
@@ -453,32 +453,34 @@ def test_an_interrupted_first_time_leaves_nothing(
     assert threading.active_count() == threads
 
 
-class Threads:
-    """A crew of threads, each of which holds one of these; `fails` cannot write its part."""
+class ThreadRank:
+    """Process group of a rank that is a thread."""
 
-    def __init__(self, number: int, told: list[dict[str, Any]], meeting: threading.Barrier) -> None:
-        self.host_rank_and_size = number, len(told)
-        self._told, self._meeting = told, meeting
+    def __init__(
+        self, number: int, gathered: list[dict[str, Any]], barrier: threading.Barrier
+    ) -> None:
+        self.host_rank_and_size = number, len(gathered)
+        self._gathered, self._barrier = gathered, barrier
 
     def all_gather_object_on_host(self, stage: str, value: Any) -> list[Any]:
-        self._told[self.host_rank_and_size[0]][stage] = value
-        self._meeting.wait(30)
-        return [told[stage] for told in self._told]
+        self._gathered[self.host_rank_and_size[0]][stage] = value
+        self._barrier.wait(30)
+        return [each[stage] for each in self._gathered]
 
 
 def encode_together(
     path: Path, tokenizer: ChatTokenizer, parts: int
 ) -> tuple[list[EncodedRows], list[int]]:
-    """What each of several got, and the rows that each has encoded."""
-    told: list[dict[str, Any]] = [{} for _ in range(parts)]
-    meeting = threading.Barrier(parts)
+    """Encode with several ranks; return the rows of each, and how many rows each has encoded."""
+    gathered: list[dict[str, Any]] = [{} for _ in range(parts)]
+    barrier = threading.Barrier(parts)
     done = [0] * parts
 
     def work(number: int) -> EncodedRows:
         def count(rows: int, total: int) -> None:
             done[number] = rows
 
-        ranks = Threads(number, told, meeting)
+        ranks = ThreadRank(number, gathered, barrier)
         return encode(path, tokenizer, ranks=ranks, on_progress=count)
 
     with ThreadPoolExecutor(parts) as pool:
@@ -499,7 +501,7 @@ def test_each_of_several_encodes_its_share(
     assert_right(again[-1], data, tokenizer)
 
 
-def test_where_no_part_can_be_written_each_encodes_all(
+def test_without_a_writable_cache_each_rank_encodes_all_rows(
     cache: Path, data: Path, tokenizer: ChatTokenizer
 ) -> None:
     cache.parent.mkdir()
@@ -509,7 +511,9 @@ def test_where_no_part_can_be_written_each_encodes_all(
         assert_right(rows, data, tokenizer)
 
 
-def test_two_at_once(cache: Path, data: Path, shared: Path, tokenizer: ChatTokenizer) -> None:
+def test_two_processes_encode_at_once(
+    cache: Path, data: Path, shared: Path, tokenizer: ChatTokenizer
+) -> None:
     """Both processes write the entry; each gets the rows, and one entry is left."""
     code = (
         "import sys; from pathlib import Path\n"
@@ -539,7 +543,7 @@ def test_two_at_once(cache: Path, data: Path, shared: Path, tokenizer: ChatToken
     assert only_entry(cache)
 
 
-def test_what_nobody_uses_for_a_month_goes(
+def test_entries_unused_for_a_month_are_removed(
     cache: Path, data: Path, tokenizer: ChatTokenizer
 ) -> None:
     encode(data, tokenizer)
@@ -554,7 +558,7 @@ def test_what_nobody_uses_for_a_month_goes(
     for path in (old, torn, foreign):
         os.utime(path, (month_ago, month_ago))
     os.utime(used, (month_ago, month_ago))
-    encode(data, tokenizer)  # is a use
+    encode(data, tokenizer)  # reading counts as use
     encode(data, tokenizer, seed=2)
     assert not old.exists()
     assert not torn.exists()
@@ -569,7 +573,7 @@ def test_memory_does_not_grow_with_the_rows(
     tokenizer: ChatTokenizer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """While ids are written, no block outlives the next one."""
+    """While ids are written, no block stays in memory after the next one."""
     path = tmp_path / "many.jsonl"
     path.write_bytes((shared / "data/dpo_en_zh_400.jsonl").read_bytes() * 4)
     ids: list[weakref.ref[torch.Tensor]] = []
@@ -596,7 +600,7 @@ def test_memory_does_not_grow_with_the_rows(
         (None, None, "/home/me/.cache/dpo/tokens"),
     ],
 )
-def test_where_the_cache_lies(
+def test_location_of_the_cache(
     own: str | None, users: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", "/home/me")

@@ -1,4 +1,4 @@
-"""Columns and the views on them: what they count is what the pairs say one by one."""
+"""Tests of columns and their views: counts equal those of the pairs one by one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.plainly import cut_plainly
 
 
 def columns(pairs: list[tuple[Encoded, Encoded]], *skipped_rows: SkippedRow) -> EncodedRows:
-    """As `encode_rows` would lay them out."""
+    """Return the columns that `encode_rows` would create."""
     ids, lengths, shared, answers, counts = (array("i") for _ in range(5))
     for sides in pairs:
         both = zip(*(side.ids for side in sides), strict=False)
@@ -49,7 +49,7 @@ def columns(pairs: list[tuple[Encoded, Encoded]], *skipped_rows: SkippedRow) -> 
 
 
 def random_pairs(draw: random.Random, count: int) -> list[tuple[Encoded, Encoded]]:
-    """Short ones of two kinds of ids, so that everything that can coincide does."""
+    """Return short pairs with two kinds of ids, so that all coincidences appear."""
 
     def side(beginning: list[int]) -> Encoded:
         ids = beginning + [draw.randrange(2) for _ in range(draw.randrange(1, 5))]
@@ -78,7 +78,7 @@ def sides(pairs: TokenizedPairs) -> list[list[Tokenized]]:
 
 
 @pytest.mark.parametrize("max_seq_len", range(1, 12))
-def test_a_cut_is_that_of_each_pair_by_itself(max_seq_len: int) -> None:
+def test_truncation_equals_that_of_each_single_pair(max_seq_len: int) -> None:
     pairs = random_pairs(random.Random(7), 500)
     aside = SkippedRow(3, "malformed", "first"), SkippedRow(900, "identical", "last")
     cut = columns(pairs, *aside).cut(max_seq_len)
@@ -86,16 +86,18 @@ def test_a_cut_is_that_of_each_pair_by_itself(max_seq_len: int) -> None:
     assert list(cut.skipped_rows) == lost
     assert [pair.line for pair in cut.kept] == [pair.line for pair in expected]
     assert cut.kept.lines.tolist() == [pair.line for pair in expected]
-    for pair, its in zip(sides(cut.kept), expected, strict=True):
-        for side, its_side in zip(pair, (its.chosen, its.rejected), strict=True):
-            assert torch.equal(side.ids, its_side.ids)
-            assert torch.equal(side.response, its_side.response)
+    for pair, expected_pair in zip(sides(cut.kept), expected, strict=True):
+        for side, expected_side in zip(
+            pair, (expected_pair.chosen, expected_pair.rejected), strict=True
+        ):
+            assert torch.equal(side.ids, expected_side.ids)
+            assert torch.equal(side.response, expected_side.response)
     if 3 < max_seq_len < 9:
         assert {row.problem for row in lost} == {"malformed", "identical", "truncated"}
 
 
 @pytest.mark.parametrize("max_seq_len", [3, 5, 8, 100])
-def test_what_columns_count_pairs_say_too(max_seq_len: int) -> None:
+def test_counts_of_columns_equal_those_of_the_pairs(max_seq_len: int) -> None:
     kept = columns(random_pairs(random.Random(8), 300)).cut(max_seq_len).kept
     assert len(kept) > 10
     assert kept.lengths.tolist() == [[len(s.ids) for s in pair] for pair in sides(kept)]
@@ -133,7 +135,7 @@ def test_a_view_of_a_view_is_one() -> None:
         kept[len(kept)]
 
 
-def test_who_loses_an_end() -> None:
+def test_shortened_pairs_are_those_with_a_truncated_side() -> None:
     pairs = random_pairs(random.Random(10), 200)
     kept = columns(pairs).cut(5).kept
     whole = dict(enumerate(pairs, start=1))
@@ -144,8 +146,8 @@ def test_who_loses_an_end() -> None:
 
 
 @pytest.mark.parametrize("scored_turns", ["all", "last"])
-def test_the_same_answers_teach_nothing(tmp_path: Path, scored_turns: str) -> None:
-    """A turn of the user behind the same answer, or another one that is cut off, is no reason."""
+def test_pairs_with_equal_answers_are_skipped(tmp_path: Path, scored_turns: str) -> None:
+    """A user turn after equal answers, or another answer that is cut off, makes no difference."""
     tokenizer = ChatTokenizer(write_tokenizer(tmp_path, "chatml", "byte_bpe"))
     ask, answer, more, other = (
         {"role": role, "content": text}
@@ -171,7 +173,7 @@ def test_the_same_answers_teach_nothing(tmp_path: Path, scored_turns: str) -> No
         (1, "identical"),
         (2, "identical"),
     ]
-    # Only the last row has answers that differ behind the first turns, and these are cut off.
+    # Only the last row has answers that differ after the first turns, and these are cut off.
     first = int(encoded.answers[0, 1])
     shorter = {row.line: row.problem for row in encoded.cut(first + 1, "end").skipped_rows}
     assert shorter[4] == "identical"
@@ -179,20 +181,20 @@ def test_the_same_answers_teach_nothing(tmp_path: Path, scored_turns: str) -> No
 
 
 def test_one_block_after_another(shared: Path) -> None:
-    """Each block's answers and ids are found behind those of the blocks before it."""
+    """Answers and ids of each block are shifted by the blocks before."""
     tokenizer = ChatTokenizer(shared / "tokenizer/minimind2")
     rows = list(read_pairs(shared / "data/dpo_en_zh_400.jsonl"))
     blocks = list(encode_rows(rows, tokenizer, empty_think_ratio=0.0, seed=1))
     assert len(blocks) == 2
     joined = EncodedRows.joined(blocks)
     one_by_one = [pair for block in blocks for pair in block.cut(512).kept]
-    for ours, its in zip(joined.cut(512).kept, one_by_one, strict=True):
-        assert ours.line == its.line
-        assert torch.equal(ours.rejected.ids, its.rejected.ids)
-        assert torch.equal(ours.rejected.response, its.rejected.response)
+    for ours, single in zip(joined.cut(512).kept, one_by_one, strict=True):
+        assert ours.line == single.line
+        assert torch.equal(ours.rejected.ids, single.rejected.ids)
+        assert torch.equal(ours.rejected.response, single.rejected.response)
 
 
-def test_a_pair_holds_no_more_than_itself_and_nobody_holds_it() -> None:
+def test_a_pair_has_its_own_memory_which_is_freed_after_use() -> None:
     kept = columns(random_pairs(random.Random(11), 50)).cut(4).kept
 
     def tensors() -> int:
@@ -210,14 +212,14 @@ def test_a_pair_holds_no_more_than_itself_and_nobody_holds_it() -> None:
 
 
 def test_wide_ids_stay_whole() -> None:
-    """A vocabulary of more than 65,536 entries."""
+    """The vocabulary has more than 65,536 entries."""
     pair = Encoded(array("i", [1, 70_000, 5]), ((1, 3),)), Encoded(array("i", [1, 5]), ((1, 2),))
     (found,) = columns([pair]).cut(10).kept
     assert found.chosen.ids.tolist() == [1, 70_000, 5]
     assert found.rejected.ids.tolist() == [1, 5]
 
 
-def test_the_fingerprint_knows_tokens_masks_and_the_choice_of_pairs() -> None:
+def test_the_fingerprint_covers_tokens_masks_and_the_choice_of_pairs() -> None:
     def pairs(first: int = 7, answer: int = 2) -> TokenizedPairs:
         sides = [torch.tensor([1, 2, first, 8]), torch.tensor([1, 2, 9])]
         both = [Tokenized(ids, torch.arange(len(ids)) >= answer) for ids in sides]

@@ -1,4 +1,4 @@
-"""Tools: their definitions, calls of them, and the arguments of a call."""
+"""Tests of tools: their definitions, calls of them, and the arguments of a call."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from tests.support.cli import HANG_SECONDS
 
 
 def crash() -> int:
-    faulthandler.disable()  # pytest's would print a trace as long as this file
+    faulthandler.disable()  # pytest enables it, and it would print a long trace
     os.kill(os.getpid(), signal.SIGSEGV)
     return 0
 
@@ -28,13 +28,13 @@ def test_result_and_signals() -> None:
     assert in_child(lambda: len(bytearray(4 << 30)), "it") == OUT_OF_MEMORY
 
 
-def test_a_trial_that_gets_no_processor_time_is_no_verdict(
+def test_a_trial_without_processor_time_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(trial, "_WALL_SECONDS", 0.0)
     with pytest.raises(DpoError, match=r"pairs\.parquet could not be tried within 0 seconds"):
         in_child(lambda: time.sleep(HANG_SECONDS) or 0, "pairs.parquet")
-    with pytest.raises(ChildProcessError):  # none is left
+    with pytest.raises(ChildProcessError):  # no child process is left
         os.waitpid(-1, os.WNOHANG)
 
 

@@ -1,4 +1,4 @@
-"""Ids and masks of many chat templates and tokenizers against TRL's own, recorded beside this."""
+"""Tests of ids and masks of many chat templates and tokenizers against TRL's recorded ones."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from dpo_cli.data.formats import FORMATS
 from dpo_cli.data.pairs import PreferencePair, read_pairs, to_pair
 from tests.support.chat_families import ROWS, TEMPLATES, TOKENIZERS, write_tokenizer
 
-# Rows that TRL trains on, or refuses with the template, and we skip, because the template leaves
-# out what they are about.
+# TRL trains on these rows, or refuses them with the template. We skip them, because the template
+# leaves out the messages that matter.
 CALLS = {"tool call", "two tool calls", "tool turns"}
 DEFINITIONS = {"tool definitions", "tool definitions and system"}
 LEFT_OUT = {
@@ -38,7 +38,7 @@ def recorded() -> dict[str, dict[str, list[int] | None]]:
 
 
 def numbers(pair: TokenizedPair) -> list[int]:
-    """As benchmarks/trl_masks.py records them: everything behind the prompt is scored."""
+    """Return the numbers of benchmarks/trl_masks.py, which scores all tokens after the prompt."""
     prompts = set()
     found = []
     for side in (pair.chosen, pair.rejected):
@@ -52,7 +52,7 @@ def numbers(pair: TokenizedPair) -> list[int]:
 
 @pytest.mark.parametrize("model", ["llama2", "mistral", "qwen3", "r1"])
 def test_real_pairs_are_those_of_trl(shared: Path, model: str) -> None:
-    """77 real pairs, some with several turns; TRL scores what follows their prompt."""
+    """TRL scores the tokens after the prompt. There are 77 real pairs, some with several turns."""
     tokenizer = ChatTokenizer(shared / "cases/models" / model)
     pairs = list(read_pairs(shared / "data/dpo_en_zh_400.jsonl"))
     chosen = [
@@ -95,9 +95,9 @@ def test_ids_and_masks_are_those_of_trl(
         assert left_out == LEFT_OUT[template], kind
         for row in skipped:
             name = names[row.line]
-            theirs = expected[name]
+            of_trl = expected[name]
             if row.problem == "malformed":
-                assert theirs is None, (kind, name, row.reason)
+                assert of_trl is None, (kind, name, row.reason)
             elif row.problem == "identical":
-                assert theirs is not None, (kind, name)
-                assert theirs[1:3] == theirs[3:5], (kind, name)
+                assert of_trl is not None, (kind, name)
+                assert of_trl[1:3] == of_trl[3:5], (kind, name)

@@ -1,4 +1,4 @@
-"""Truncation: what is left of a prompt that is too long, over templates and tokenizers."""
+"""Tests of truncation of long prompts, with many templates and tokenizers."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def test_earlier_turns_go_first_and_the_rest_is_rendered_as_if_they_had_never_be
     ):
         assert ours.ids.tolist() == expected.ids.tolist()
         assert ours.response.tolist() == expected.response.tolist()
-    # As many of the turns as fit.
+    # As many turns as fit.
     length = max(len(side.ids) for side in (later.chosen, later.rejected))
     ((kept_later,), _) = cut(tokenizer, [whole], length + 1)
     if template == "llama2":
-        # It writes the system turn into the first user's turn: blanks before that text differ.
+        # The system turn becomes part of the first user turn, so blanks before the text differ.
         texts = [tokenizer.decode(pair.chosen.ids).split() for pair in (kept_later, later)]
         assert texts[0] == texts[1]
     else:
@@ -100,7 +100,7 @@ def test_a_long_answer_leaves_half_to_the_prompt(tmp_path: Path) -> None:
     assert int((~kept[0].chosen.response).sum()) == 50
     (kept, _) = cut(tokenizer, [row], 100, max_prompt_len=30)
     assert int((~kept[0].chosen.response).sum()) == 30
-    # A limit for prompts cuts also where both sides fit.
+    # A limit for prompts also applies where both sides fit.
     short = pair_of(turns(words(40, 1)))
     (kept, _) = cut(tokenizer, [short], 1000, max_prompt_len=30)
     assert int((~kept[0].rejected.response).sum()) == 30
@@ -133,7 +133,7 @@ def test_pairs_that_are_too_long_are_dropped(tmp_path: Path) -> None:
 
 
 def test_columns_of_shortened_rows_say_what_their_pairs_say(tmp_path: Path) -> None:
-    """Answers in the part that is left out are not scored; all counts are those of the pairs."""
+    """Answers in the removed part are not scored; all counts are those of the pairs."""
     tokenizer = ChatTokenizer(write_tokenizer(tmp_path, "chatml", "byte_bpe"))
     rows = [
         PreferencePair(line, *(

@@ -1,4 +1,4 @@
-"""Several stand-in ranks under the real launcher and the real agent."""
+"""Tests of the real launcher and the real agent with stand-in ranks."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_lost_rank_is_named_and_all_others_end(run: RunDirectory) -> None:
     assert caught.value.remedy == f"Continue with: dpo resume {run.designation}"
     assert caught.value.details[0] == "rank 0 ended with exit code 1: rank 1 did not come"
     lost = events(run, RankEnded)
-    # Rank 2 hung and was ended with the others: it did not fail.
+    # Rank 2 hung and was ended with the others, so it did not fail.
     assert [(e.rank, e.exit_code, e.signal) for e in lost] == [(1, 137, 9), (0, 1, 0)]
     assert {e.host for e in lost} == {socket.gethostname()}
     assert lost[0].pid == rank_facts(run, 1)["pid"]
@@ -146,7 +146,7 @@ def test_ranks_without_signal_handlers_die_and_nothing_was_trained(run: RunDirec
 
 
 def test_a_signal_before_the_ranks_start_ends_the_agent(run: RunDirectory) -> None:
-    # The agent still imports torch when it comes.
+    # The agent is still importing torch when the signal arrives.
     alert = Alert(code="ready", message="")
     observe = when_ready(signal.SIGTERM)
     with run.locked() as lock:
@@ -185,7 +185,9 @@ def test_agent_and_ranks_die_with_the_launcher(run: RunDirectory) -> None:
     launcher.wait()
     assert_gone(*map(int, children), *(rank_facts(run, rank)["pid"] for rank in range(2)))
     deadline = time.monotonic() + HANG_SECONDS
-    while run.holder():  # the last of a process's threads lets go of the lock after it has ended
+    while (
+        run.holder()
+    ):  # the last thread of a process releases the lock after the process has ended
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -213,8 +215,8 @@ def test_two_machines_train_one_run(run: RunDirectory) -> None:
 
 
 def test_arguments_that_torchrun_refuses_are_reported_and_remove_the_run(run: RunDirectory) -> None:
-    with pytest.raises(DpoError, match="unrecognized arguments: --colour") as caught:
-        launch(run, "wait", 2, "--colour")
+    with pytest.raises(DpoError, match="unrecognized arguments: --unknown") as caught:
+        launch(run, "wait", 2, "--unknown")
     assert caught.value.exit_code is ExitCode.USAGE
     assert not run.path.exists()
 

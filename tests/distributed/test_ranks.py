@@ -1,11 +1,11 @@
 """Several ranks train as one process does on the same global batches.
 
-Real workers that sum through gloo. Where each rank computes one of the two forwards of a step, the
-sum has two terms and no order: the bits are the same. Otherwise gradients are added up in another
-order, and a pair may be computed among others: losses then agree within 1e-6, gradient norms within
-a few units of float32's last place. Weights agree to `OF_THE_UPDATE` of their travel and no better:
-AdamW divides each gradient by its own size, also those that are nought but rounding. That nothing
-else differs is shown in float64.
+Real workers sum gradients through gloo. If each rank computes one of the two forwards of a step,
+the sum has two terms and no order, so the bits are the same. Otherwise gradients are summed in
+another order, and a pair may be batched with other pairs: losses then agree within 1e-6, and
+gradient norms within a few units of float32's last place. Weights agree only to `OF_THE_UPDATE` of
+their update, because AdamW divides each gradient by its own size, also gradients that are only
+rounding errors. A run in float64 shows that nothing else differs.
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ TWO_FORWARDS = {
     "train.max_tokens_per_forward": 1,
     "eval.interval": 12,
 }
-"""Each step is two forwards of a pair each."""
+"""Each step consists of two forwards with one pair each."""
 UNEVEN = {
     "train.epochs": 2,
     "train.batch_size": 4,
     "train.global_batch_size": 24,
     "eval.fraction": 0.0,
 }
-"""27 pairs: a window of six micro-batches, and one of a single one with three pairs."""
+"""27 pairs: a global batch of six micro-batches, and one of a micro-batch with three pairs."""
 
 
 def train(root: Path, size: int, arguments: list[str]) -> Run:
-    """Train a run with `size` ranks, which record what they compute in its directory."""
+    """Train a run with `size` ranks, which record their work in its directory."""
     run = workers.new_run(root / f"{size}", arguments)
     assert ranks.work(run, size, partial(rank_faults.note, run.path)) == [0] * size
     return Run(run)
@@ -80,16 +80,16 @@ def test_two_ranks_equal_one_process_bit_for_bit(
     one, two = run(1), run(2)
     assert len(one.steps) == 11
     assert two.metric_rows == one.metric_rows
-    ours, theirs = two.files(), one.files()
+    ours, expected = two.files(), one.files()
     for name in ("weights.safetensors", "exp_avg.safetensors", "exp_avg_sq.safetensors"):
-        assert ours[name] == theirs[name]
+        assert ours[name] == expected[name]
     [(_, _, weights)] = rank_faults.ends_of(one.directory.path)
-    assert [its for _, _, its in rank_faults.ends_of(two.directory.path)] == [weights] * 2
-    # Held-out pairs are added up in another order.
+    assert [digest for _, _, digest in rank_faults.ends_of(two.directory.path)] == [weights] * 2
+    # Held-out pairs are summed in another order.
     for (step, metrics), (same_step, same) in zip(two.evaluations, one.evaluations, strict=True):
         assert step == same_step
         assert metrics == pytest.approx(same, rel=1e-12, abs=1e-12)
-    # Who computed what is told of several only.
+    # Seconds of each rank are recorded only if there are several.
     assert {len(step.rank_seconds) for step in two.steps} == {2}
     assert {len(step.rank_seconds) for step in one.steps} == {0}
 
@@ -115,9 +115,13 @@ def test_uneven_last_batches_are_computed_once_with_the_right_weight(
         assert several.losses == pytest.approx(one.losses, abs=LOSS, rel=0)
         assert several.grad_norms == pytest.approx(one.grad_norms, rel=GRAD_NORM)
         assert len({weights for *_, weights in rank_faults.ends_of(several.directory.path)}) == 1
-        ours, theirs = several.weights, one.weights
-        error = sum((ours[name] - its).double().square().sum() for name, its in theirs.items())
-        update = sum((its - start[name]).double().square().sum() for name, its in theirs.items())
+        ours, expected = several.weights, one.weights
+        error = sum(
+            (ours[name] - weight).double().square().sum() for name, weight in expected.items()
+        )
+        update = sum(
+            (weight - start[name]).double().square().sum() for name, weight in expected.items()
+        )
         assert (error / update) ** 0.5 < OF_THE_UPDATE
 
 
@@ -132,7 +136,7 @@ def _train_in_float64(size: int, folder: Path, number: int) -> None:
         with Float64():
             trainer = make_trainer(partial(minimind_scorer, name), "packed", hooks)
             trainer.group = own
-            # Ten pairs by one: windows of four, of which an epoch's last has two.
+            # Ten pairs, one per micro-batch: steps of four, the last step of an epoch has two.
             profile = trainer.inputs.profile
             train = profile.train.model_copy(update={"batch_size": 1, "epochs": 2})
             trainer.inputs = replace(
@@ -160,8 +164,8 @@ def test_in_float64_only_the_order_of_sums_differs(tmp_path: Path) -> None:
         for size in (2, 3):
             for number in range(size):
                 told = torch.load(tmp_path / f"{size}/{name}-{number}")
-                for ours, theirs in zip(told, alone, strict=True):
-                    assert (ours - theirs).abs().max() < FLOAT64, (name, size)
+                for ours, expected in zip(told, alone, strict=True):
+                    assert (ours - expected).abs().max() < FLOAT64, (name, size)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""MiniMind's models as Hugging Face directories, and back."""
+"""Tests of MiniMind's models as Hugging Face directories, and of the way back."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def export_and_import(run: RunDirectory, place: Path) -> None:
     assert report.max_logp_difference < 0.05
     exact = export_run(
         run, directory, "float32", False, export_format="hf"
-    )  # replaces its own export
+    )  # replaces an earlier export of this run
     # Plain transformers with the directory, compared with our forward of the training state.
     assert exact.max_logp_difference < 1e-4
     assert exact.mean_logp_difference < 1e-5
@@ -97,7 +97,7 @@ def test_other_architectures_cannot_be_imported(tmp_path: Path) -> None:
 
 
 def test_through_dpo_itself(tmp_path: Path) -> None:
-    """MiniMind's own published form, too."""
+    """MiniMind's own published form works too."""
     place = tmp_path / "published"
     place.mkdir()
     torch.save(torch.load(REPOSITORY / "demo/full_sft_128.pth"), place / "pytorch_model.bin")
@@ -106,10 +106,10 @@ def test_through_dpo_itself(tmp_path: Path) -> None:
     done = dpo("import", "published", cwd=tmp_path, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
     assert "full_sft_128.pth: MiniMind version 2, 128 x 4" in " ".join(done.stdout.split())
-    ours, theirs = (
+    ours, expected = (
         read_state_dict(folder / "full_sft_128.pth") for folder in (tmp_path, REPOSITORY / "demo")
     )
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert all(torch.equal(ours[name], expected[name]) for name in expected)
     again = dpo("import", "published", cwd=tmp_path, timeout=SECONDS)
     assert again.returncode == 1
     assert "exists" in again.stderr

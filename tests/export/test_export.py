@@ -1,4 +1,4 @@
-"""`dpo export` on a trained run."""
+"""Tests of `dpo export` on a trained run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def trained(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirect
 def exported_as(
     run: RunDirectory, file: Path, rounding: Rounding, seed: int | None, dtype: str = "float16"
 ) -> StateDict:
-    """The file's weights, read back as any user of MiniMind's would have them."""
+    """Read the weights of the file, as a user of MiniMind's scripts would."""
     report = export_run(run, file, dtype, True, (), rounding, seed)
     assert report.path == file
     architecture = load_model_weights(file, {}).architecture
@@ -102,7 +102,7 @@ def test_the_default_seed_is_that_of_the_run(trained: RunDirectory, tmp_path: Pa
     assert report.seed == 1337
     assert report.retention is not None
     assert report.retention.source_dtype == "float16"
-    assert report.retention.start_error > 8  # the rounding swamps the update
+    assert report.retention.start_error > 8  # the rounding error is larger than the update
     with pytest.raises(UsageError, match="float32 represents every weight exactly"):
         export_run(trained, tmp_path / "y.pth", "float32", False, (), "stochastic")
     assert not (tmp_path / "y.pth").exists()
@@ -111,7 +111,7 @@ def test_the_default_seed_is_that_of_the_run(trained: RunDirectory, tmp_path: Pa
 def test_the_starting_weights_are_missing_or_have_changed(
     trained: RunDirectory, shared: Path, tmp_path: Path
 ) -> None:
-    """The file is written, and the report has the reason why nothing is compared."""
+    """The file is written, and the report says why nothing is compared."""
     file = tmp_path / "x.pth"
     gone = export_run(trained, file, None, True, [f"model.weights={tmp_path}/gone.pth"])
     assert "gone.pth does not exist" in gone.not_compared
@@ -126,7 +126,7 @@ def test_the_starting_weights_are_missing_or_have_changed(
 def test_a_file_with_a_wrong_bit_is_not_renamed(
     trained: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Finite, of the right shape, and off by one bit in one weight."""
+    """The file is finite and of the right shape, but one bit of one weight is wrong."""
     write = verified_write.write_model
 
     def flipped(path: Path, state: StateDict, *rest: object) -> None:
@@ -177,7 +177,7 @@ def score_as_the_run_did(run: RunDirectory) -> None:
 
 
 def test_held_out_pairs_are_scored_as_the_run_did(trained: RunDirectory) -> None:
-    """To the bit; in a process of its own, since it takes a worker's settings of torch."""
+    """The metrics are equal to the bit. The new process has a worker's settings of torch."""
     events = trained.events_path.read_bytes()
     assert workers.call(partial(score_as_the_run_did, trained)) == 0
     assert trained.events_path.read_bytes() == events
@@ -249,7 +249,7 @@ def test_the_command_of_that_version(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     tiny = load_model_weights(golden / f"arch/{model_weights}.pth", {}).architecture
-    assert try_command(tmp_path / file, tiny) is None  # MiniMind has no tokenizer for it
+    assert try_command(tmp_path / file, tiny) is None  # MiniMind has no tokenizer for this model
     architecture = dataclasses.replace(tiny, vocab_size=6400)
     assert try_command(tmp_path / file, architecture) == TryCommand(expected, True)
 
@@ -261,7 +261,7 @@ def test_the_command_follows_the_scripts_of_the_checkout(
     tiny = load_model_weights(golden / "arch/seed/full_sft_64.pth", {}).architecture
     architecture = dataclasses.replace(tiny, vocab_size=6400)
     (tmp_path / "eval_model.py").touch()
-    # eval_model.py cannot name a file; the copy must not replace out/rlhf_64.pth.
+    # eval_model.py has no option for the file; the copy must not replace out/rlhf_64.pth.
     assert try_command(tmp_path / "out/merged_64.pth", architecture) == TryCommand(
         "mkdir -p out/merged_64 && cp out/merged_64.pth out/merged_64/rlhf_64.pth && "
         "python eval_model.py --model_mode 2 --out_dir out/merged_64"

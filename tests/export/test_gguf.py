@@ -1,4 +1,4 @@
-"""`dpo export --format gguf`: files that llama.cpp loads and computes as transformers does."""
+"""Tests of `dpo export --format gguf`: llama.cpp computes the files as transformers does."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ KINDS = {
     "llama": "llama",
     "qwen3": "qwen3",
 }
-"""Models that are trained here, and their architectures in GGUF."""
+"""Models that these tests train, and their architectures in GGUF."""
 
 
 def trained_run(kind: str, shared: Path, place: Path) -> RunDirectory:
@@ -70,7 +70,7 @@ def trained_run(kind: str, shared: Path, place: Path) -> RunDirectory:
 
 @pytest.fixture(scope="module")
 def runs(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A function from a kind to its run, which is trained once."""
+    """Return a function from a model kind to its run, which is trained once."""
     made: dict[str, RunDirectory] = {}
 
     def get(kind: str) -> RunDirectory:
@@ -144,7 +144,7 @@ RANDOM: dict[str, tuple[str, dict[str, Any]]] = {
         {**FAMILIES["llama"][1], "num_local_experts": 4, "num_experts_per_tok": 2},
     ),
 }
-"""Further models with random weights: class of the configuration in transformers, settings."""
+"""More models with random weights: configuration class of transformers, and settings."""
 
 
 def prove_random_weights(

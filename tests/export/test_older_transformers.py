@@ -1,4 +1,4 @@
-"""Exported directories compute the same model in transformers 4; its numbers are recorded."""
+"""Tests that exported directories compute the same model in transformers 4, by recorded numbers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def script() -> ModuleType:
 
 
 def test_logps_equal_those_of_transformers_4(script: ModuleType, tmp_path: Path) -> None:
-    """For the demo's weights and all four architectures, at 900 tokens."""
+    """The comparison covers the demo's weights and all four architectures, at 900 tokens."""
     assert RECORDED["older"].startswith("4.57")
     compared = []
     for name, path in script.write_exports(tmp_path):

@@ -1,4 +1,4 @@
-"""Exported directories keep the dtype of each tensor and every file of the tokenizer."""
+"""Tests that exported directories keep the dtype of each tensor and all tokenizer files."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_stochastic_rounding_leaves_float32_as_it_is(llama: Path) -> None:
     own = start.architecture.own_dtypes("bfloat16")
     drawn = round_weights(state, "bfloat16", "stochastic", 3, own)
     assert all(torch.equal(drawn[n], state[n]) == is_norm(n) for n in state)
-    # The share that survives is measured in the dtype of each tensor.
+    # The retention is measured in the dtype of each tensor.
     norms_only = {n: (t if is_norm(n) else start.state[n].float()) for n, t in state.items()}
     written = round_weights(norms_only, "bfloat16", "nearest", 0, own)
     found = measure_update_retention(start, norms_only, written, "bfloat16")
@@ -120,7 +120,7 @@ def test_merge_keeps_dtypes_and_templates(llama: Path, tmp_path: Path) -> None:
     assert (tmp_path / "merged/vocab.txt").read_text() == "a\n"
     files = [path for path in (tmp_path / "merged").rglob("*") if path.is_file()]
     assert size_bytes(tmp_path / "merged") == sum(path.stat().st_size for path in files)
-    # A second export may replace the directory: nothing in it is the user's.
+    # A second export may replace the directory, because the user has no file in it.
     check_destination(tmp_path / "merged", models[0].model_weights.architecture)
 
 

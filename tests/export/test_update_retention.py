@@ -1,4 +1,4 @@
-"""Update retention of two weights, whose figures can be computed by hand."""
+"""Tests of the update retention of two weights, with figures computed by hand."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What the faults share: a run that nothing happened to, and one that stands in the middle.
+"""Fixtures of the fault tests: an undisturbed run, and one that was stopped halfway.
 
-The golden checkpoint with 64 hidden units on short pairs: a step takes 20 to 50 ms.
+The golden model with 64 hidden units trains on short pairs: a step takes 20 to 50 ms.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from tests.support.small_runs import golden_run
 from tests.support.worker_faults import own_cache, stop_at
 
 STEPS = 12
-"""Optimizer steps of the whole run, six an epoch."""
+"""Optimizer steps of the whole run, six per epoch."""
 SAVE_STEPS = 2
-"""From one save to the next, at most: each third micro-batch, of two a step."""
+"""Largest number of optimizer steps between two saves (every third micro-batch, two per step)."""
 
 
 def arguments(shared: Path, epochs: int = 2) -> list[str]:
-    """Dense, with dropout (so that random numbers count), accumulation and held-out pairs."""
+    """Return arguments of a dense run with dropout, accumulation and held-out pairs."""
     changes = {
         "model.dropout": 0.1,
         "data.max_seq_len": 64,
@@ -38,7 +38,7 @@ def arguments(shared: Path, epochs: int = 2) -> list[str]:
 
 @pytest.fixture(scope="session")
 def whole(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """A run that ended undisturbed. Only to be read."""
+    """Run without a fault; read only."""
     run = workers.new_run(tmp_path_factory.mktemp("whole"), arguments(shared))
     assert workers.work(run) == 0
     return run
@@ -48,8 +48,8 @@ def whole(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirector
 def stopped(
     shared: Path, whole: RunDirectory, tmp_path_factory: pytest.TempPathFactory
 ) -> RunDirectory:
-    """The same run, stopped after 5 optimizer steps, with two checkpoints. Only to be copied."""
-    # Its reference is half known, whatever the cache of other tests holds.
+    """Run stopped after 5 optimizer steps, with two checkpoints; only to be copied."""
+    # Half of the reference's log-probs are computed, whatever the cache of other tests contains.
     arm = partial(both, partial(own_cache, tmp_path_factory.mktemp("cache")), partial(stop_at, 5))
     run = workers.new_run(tmp_path_factory.mktemp("stopped"), arguments(shared))
     assert workers.work(run, arm) == 143
@@ -58,5 +58,5 @@ def stopped(
 
 @pytest.fixture
 def half(stopped: RunDirectory, tmp_path: Path) -> RunDirectory:
-    """A copy of `stopped`, to be harmed and resumed."""
+    """Copy of `stopped`, to be damaged and resumed."""
     return RunDirectory(Path(shutil.copytree(stopped.path, tmp_path / "runs" / stopped.name)))

@@ -1,4 +1,4 @@
-"""Stops of one rank alone, and kills of the launcher, again and again.
+"""Repeated stops of one rank, and repeated kills of the launcher.
 
 `make storm` runs it: python -m tests.faults.rank_storm --stops 50 --kills 20
 """
@@ -21,26 +21,26 @@ from tests.support import rank_faults, ranks, workers
 from tests.support.cli import set_options
 from tests.support.process_faults import descendants, is_gone, started, starts
 
-_STEPS_AN_EPOCH = 6
-_MOST_STEPS_A_LIFE = 4
-_ORPHAN_SECONDS = 2.0  # on a quiet machine, which a storm needs
+_STEPS_PER_EPOCH = 6
+_MAX_STEPS_PER_START = 4
+_ORPHAN_SECONDS = 2.0  # on an idle machine, which a storm needs
 
 
 def stops(shared: Path, root: Path, count: int, seed: int) -> None:
     """Stop a run of two ranks `count` times by a SIGTERM to one of them, and let it end.
 
     Args:
-        shared: the golden files.
-        root: where the run and its undisturbed twin go.
-        count: stops; each comes while all train.
-        seed: of the moments.
+        shared: folder of the golden files.
+        root: folder of the run and of an undisturbed run.
+        count: number of stops; each comes while all ranks train.
+        seed: seed of the random moments.
 
     Raises:
-        AssertionError: ranks left at different steps or with other weights, or the run did not end
-            as its twin.
+        AssertionError: ranks stopped at different steps or with different weights, or the run
+            differs from the undisturbed one.
     """
     moments = random.Random(seed)
-    epochs = -(-(count * _MOST_STEPS_A_LIFE + 2) // _STEPS_AN_EPOCH)
+    epochs = -(-(count * _MAX_STEPS_PER_START + 2) // _STEPS_PER_EPOCH)
     keys = set_options({"train.accumulation_steps": 1})
     run, twin = (
         workers.new_run(root / name, [*arguments(shared, epochs), *keys])
@@ -50,7 +50,7 @@ def stops(shared: Path, root: Path, count: int, seed: int) -> None:
     for _ in range(count):
         notes = Path(tempfile.mkdtemp(dir=root))
         group = ranks.start(run, 2, partial(rank_faults.note, notes))
-        workers.until_step(run, reached + moments.randint(1, _MOST_STEPS_A_LIFE - 2))
+        workers.until_step(run, reached + moments.randint(1, _MAX_STEPS_PER_START - 2))
         time.sleep(moments.uniform(0, 0.03))
         os.kill(group.processes[moments.randrange(2)].pid or 0, signal.SIGTERM)
         assert group.wait() == [0, 0]
@@ -72,10 +72,10 @@ def kill_launcher(
     seconds_after_start: float = 0.0,
     orphan_seconds: float = _ORPHAN_SECONDS,
 ) -> None:
-    """Resume a run with two ranks, kill the launcher, and see that nothing lives on.
+    """Resume a run with two ranks, kill the launcher, and require that all processes end.
 
     Raises:
-        AssertionError: a process outlives the launcher by `orphan_seconds`, or holds the lock.
+        AssertionError: a process outlives the launcher by `orphan_seconds`, or keeps the lock.
     """
     begun = sum(1 for _ in EventReader(run.events_path).read_new())
     with started("resume", str(run.path), "--plain", cwd=cwd) as launcher:
@@ -85,14 +85,14 @@ def kill_launcher(
         assert len(family) >= 3, "agent and two ranks"
         launcher.kill()
         deadline = time.monotonic() + orphan_seconds
-        # A process of many threads has ended before the last of them lets go of the lock.
+        # A process with many threads has ended before its last thread releases the lock.
         while not all(map(is_gone, family)) or run.holder():
-            assert time.monotonic() < deadline, "somebody lives on"
+            assert time.monotonic() < deadline, "a process is still alive"
             time.sleep(0.01)
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parser = argparse.ArgumentParser(description=__doc__)
@@ -117,7 +117,7 @@ def main() -> None:
         run = workers.new_run(root / "killed", [*arguments(shared, 1000), *set_options(keys)])
         for done in range(1, options.kills + 1):
             kill_launcher(run, root, moments.uniform(0, 3))
-            print(f"kill {done} of {options.kills}: nobody lives on", flush=True)
+            print(f"kill {done} of {options.kills}: all processes ended", flush=True)
         seconds = time.monotonic() - began
         print(f"{options.kills} launchers killed, no orphan, in {seconds:.0f} s")
 

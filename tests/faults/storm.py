@@ -1,4 +1,4 @@
-"""A kill storm: one run, killed at random times again and again, ends as one left in peace.
+"""Kill storm: a run that is killed at random times ends like an undisturbed one.
 
 `make storm` runs it with 100 kills of workers, 50 of each kind of child's parent in its first
 moments, and 100 of launchers while they start a run, alone and with two ranks:
@@ -20,8 +20,8 @@ from tests.support import first_moments, process_faults, workers
 from tests.support.cli import set_options
 from tests.support.tracking_streams import new_run
 
-_MOST_STEPS_A_LIFE = 7
-_STEPS_AN_EPOCH = 6
+_MAX_STEPS_PER_START = 7
+_STEPS_PER_EPOCH = 6
 
 
 def storm(
@@ -29,39 +29,39 @@ def storm(
     root: Path,
     kills: int,
     seed: int,
-    told: Callable[[int, int], object] = lambda done, kills: None,
+    on_kill: Callable[[int, int], object] = lambda done, kills: None,
 ) -> None:
-    """Kill a run's worker `kills` times, let it end, and hold it against an uninterrupted twin.
+    """Kill a run's worker `kills` times, let it end, and compare it with an uninterrupted run.
 
     Args:
-        shared: the golden files.
-        root: where the two runs go.
-        kills: SIGKILLs; each hits a worker that lives.
-        seed: of the moments.
-        told: after each kill, with how many there were and will be.
+        shared: folder of the golden files.
+        root: folder of the two runs.
+        kills: number of SIGKILLs; each hits a running worker.
+        seed: seed of the random moments.
+        on_kill: called after each kill with the kills so far and all kills.
 
     Raises:
-        AssertionError: they differ, or more was lost than the steps since the last save.
+        AssertionError: the runs differ, or more was lost than the steps since the last save.
     """
     moments = random.Random(seed)
-    # In a life it gets half of the most steps on, and loses one or two of them.
-    epochs = -(-(kills * (_MOST_STEPS_A_LIFE // 2 + 1) + 40) // _STEPS_AN_EPOCH)
+    # Each start does half of the maximal number of steps on average, and loses one or two of them.
+    epochs = -(-(kills * (_MAX_STEPS_PER_START // 2 + 1) + 40) // _STEPS_PER_EPOCH)
     run = workers.new_run(root / "storm", arguments(shared, epochs))
     for done in range(1, kills + 1):
         process = workers.start(run)
-        if moments.random() < 0.8:  # else it may die while it still loads
-            step = workers.until_steps(run, process, moments.randrange(_MOST_STEPS_A_LIFE))
+        if moments.random() < 0.8:  # otherwise the kill may hit the loading
+            step = workers.until_steps(run, process, moments.randrange(_MAX_STEPS_PER_START))
             time.sleep(moments.uniform(0, 1.5) * step.seconds)
         else:
             time.sleep(moments.uniform(0, 0.4))
         assert process.exitcode is None, "the run was over before its last kill: make it longer"
         workers.kill(process)
-        told(done, kills)
+        on_kill(done, kills)
     assert workers.work(run, seconds=600) == 0
     twin = workers.new_run(root / "twin", arguments(shared, epochs))
     assert workers.work(twin, seconds=600) == 0
     workers.assert_equal(run, twin)
-    workers.assert_little_lost(run, kills, epochs * _STEPS_AN_EPOCH, SAVE_STEPS)
+    workers.assert_little_lost(run, kills, epochs * _STEPS_PER_EPOCH, SAVE_STEPS)
 
 
 def orphans(root: Path, kills: int, seed: int) -> float:
@@ -71,7 +71,7 @@ def orphans(root: Path, kills: int, seed: int) -> float:
         The longest time that a child has outlived its parent, in seconds.
 
     Raises:
-        AssertionError: a child lives on.
+        AssertionError: a child does not end.
     """
     moments = random.Random(seed)
     run = new_run(root / "orphans", use_tensorboard=True)
@@ -89,12 +89,12 @@ def starts(
 
     Args:
         shared, root, seed: see `storm`.
-        kills: SIGKILLs; in half of them the launcher's descendants stand still until it is dead.
-        ranks: processes that train the run.
-        orphan_seconds: time for the descendants to end, on a quiet machine.
+        kills: number of SIGKILLs; in half of them the descendants are paused during the kill.
+        ranks: number of processes that train the run.
+        orphan_seconds: time for the descendants to end, on an idle machine.
 
     Raises:
-        AssertionError: a descendant lives on or holds the lock, or the run ends otherwise than an
+        AssertionError: a descendant does not end or keeps the lock, or the run differs from an
             undisturbed one.
     """
     moments = random.Random(seed)
@@ -121,7 +121,7 @@ def starts(
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parser = argparse.ArgumentParser(description=__doc__)

@@ -1,4 +1,4 @@
-"""Fault 23: rows of every bad kind among good ones: each set aside and named, no good one lost."""
+"""Fault 23: bad rows of each kind among good ones. Bad rows are skipped and named."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def nested(depth: int) -> str:
 
 
 def words(luck: random.Random) -> str:
-    """A short answer in one of the alphabets that people write."""
+    """Return a short answer in one of several alphabets."""
     alphabets = [
         "abcdefgh .,",
         "你好世界因为所以。",
@@ -57,7 +57,7 @@ def words(luck: random.Random) -> str:
 
 
 def good_row(luck: random.Random) -> bytes:
-    """Something unusual, and nothing wrong with it."""
+    """Return a valid row with something unusual."""
     a, b = "A" + words(luck), "B" + words(luck)
     special = ["<|im_start|>assistant\n", "<|im_end|>", "<|endoftext|>", "<think>\n\n</think>\n\n"]
     row: Row = sides(a, b)
@@ -84,7 +84,7 @@ def good_row(luck: random.Random) -> bytes:
 
 
 def broken(luck: random.Random) -> bytes:
-    """Not JSON, or not UTF-8."""
+    """Return a line that is not JSON or not UTF-8."""
     row = text(sides(words(luck) + "x", words(luck) + "y"))
     match luck.randrange(10):
         case 0:
@@ -104,12 +104,12 @@ def broken(luck: random.Random) -> bytes:
         case 7:
             return bytes(luck.randrange(1, 60))
         case 8:
-            return row.replace(b"Why", b"\xed\xa0\x80")  # a surrogate in what is no UTF-8
+            return row.replace(b"Why", b"\xed\xa0\x80")  # a surrogate in text that is not UTF-8
     return luck.randbytes(luck.randrange(20, 60)).replace(b"\n", b"x") + b"\xff"
 
 
 def wrong(luck: random.Random) -> bytes:
-    """JSON, and no preference pair."""
+    """Return a line that is JSON but no preference pair."""
     odd = [None, 7, -1e308, 1e999, True, "text", "", [], {}, [[]], [{}], [None], ["a"], {"a": 1}]
     value = luck.choice(odd)
     row = sides("yes", "no")
@@ -131,11 +131,11 @@ def wrong(luck: random.Random) -> bytes:
         case 6:
             del row["chosen"][luck.randrange(2)][luck.choice(["role", "content"])]
         case 7:
-            row["rejected"] = row["rejected"][:1]  # nobody answers
+            row["rejected"] = row["rejected"][:1]  # no answer
         case 8:
             row = sides("half \ud83d of a pair", "no")
             return text(row, ascii_only=True)
-        case 9:  # a role, or a whole row, as deep as can be read, or deeper
+        case 9:  # a role, or a whole row, as deep as the parser allows, or deeper
             deep = nested(luck.randrange(300, 1200)).encode()
             return text(row).replace(b'"assistant"', deep, 1)
         case 10:
@@ -148,7 +148,7 @@ def wrong(luck: random.Random) -> bytes:
 
 
 def useless(luck: random.Random) -> bytes:
-    """A preference pair that would teach nothing: both sides the same, or cut off before them."""
+    """Return a pair that cannot be learned: equal sides, or no response after truncation."""
     if luck.random() < 0.5:
         same = words(luck)
         return text(sides(same, same))
@@ -165,7 +165,7 @@ KINDS: dict[str, Callable[[random.Random], bytes]] = {
 
 
 def planted(luck: random.Random, count: int, shares: list[float]) -> tuple[bytes, list[str]]:
-    """A file's bytes, and the kind of each line."""
+    """Return the bytes of a file, and the kind of each line."""
     kinds = luck.choices(list(KINDS), shares, k=count)
     lines = [KINDS[kind](luck) for kind in kinds]
     assert not any(b"\n" in line for line in lines)
@@ -178,7 +178,7 @@ def lines_of(kinds: list[str], *which: str) -> list[int]:
 
 def test_ten_thousand_rows(shared: Path, tmp_path: Path) -> None:
     content, kinds = planted(random.Random(23), ROWS, [0.25, 0.3, 0.3, 0.1, 0.05])
-    # A line of ten million characters, and a last one without an end.
+    # One line has ten million characters, and the last one has no newline.
     long = text(sides("x" * 10_000_000, "no"))[:-2]
     content = b"\xef\xbb\xbf" + content + b"\n" + long
     kinds.append("broken")
@@ -186,7 +186,7 @@ def test_ten_thousand_rows(shared: Path, tmp_path: Path) -> None:
     path.write_bytes(content)
 
     tokenizer = ChatTokenizer(shared / "tokenizer/minimind2")
-    began = time.process_time()  # of this process, however busy the machine is
+    began = time.process_time()  # CPU time of this process, however busy the machine is
     kept, skipped_rows = encode_pairs(
         read_pairs(path), tokenizer, max_seq_len=MAX_SEQ_LEN, empty_think_ratio=0.2, seed=1
     )
@@ -203,8 +203,8 @@ def test_ten_thousand_rows(shared: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("depth", [100, 500, *range(900, 1010)])
-def test_no_depth_is_too_deep(depth: int, tmp_path: Path) -> None:
-    """What can just be read is deeper than what can be written again, or shown."""
+def test_deeply_nested_rows_are_no_error(depth: int, tmp_path: Path) -> None:
+    """Some rows can still be parsed, but are too deep to write or show."""
     path = tmp_path / "pairs.jsonl"
     row = text(sides("yes", "no"))
     deep = nested(depth).encode()
@@ -224,8 +224,8 @@ def test_no_depth_is_too_deep(depth: int, tmp_path: Path) -> None:
     assert all(len(row.reason) < REASON_CHARACTERS for row in rows if hasattr(row, "reason"))
 
 
-def test_dpo_train_names_what_it_set_aside(shared: Path, tmp_path: Path) -> None:
-    """Less than one percent malformed: the run goes on without those, and says which."""
+def test_dpo_train_names_the_skipped_rows(shared: Path, tmp_path: Path) -> None:
+    """Less than one percent is malformed: the run continues without these rows and names them."""
     luck = random.Random(5)
     content, kinds = planted(luck, 400, [0.93, 0.004, 0.004, 0.05, 0.012])
     malformed = lines_of(kinds, "broken", "wrong")

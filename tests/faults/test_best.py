@@ -1,4 +1,4 @@
-"""The best state and the patience of a run, whatever happens to it."""
+"""Tests of the best checkpoint and the patience of a run under faults."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.small_runs import golden_run
 
 
 def arguments(shared: Path) -> list[str]:
-    """It learns a little and then forgets a lot; states are saved for being the best alone."""
+    """Return arguments of a run that first improves and then gets worse; only the best is saved."""
     changes = {
         "data.max_seq_len": 64,
         "eval.fraction": 0.3,
@@ -35,7 +35,7 @@ def arguments(shared: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def whole(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """A run that lost its patience. Only to be read."""
+    """Run that ended because its patience was used up; read only."""
     run = workers.new_run(tmp_path_factory.mktemp("best"), arguments(shared))
     assert workers.work(run) == 0
     return run
@@ -43,12 +43,12 @@ def whole(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirector
 
 @pytest.fixture
 def copied(whole: RunDirectory, tmp_path: Path) -> RunDirectory:
-    """A copy of it, to be harmed."""
+    """Copy of `whole`, to be damaged."""
     return RunDirectory(Path(shutil.copytree(whole.path, tmp_path / "runs" / whole.name)))
 
 
 def best_step(run: RunDirectory) -> int:
-    """As the evaluations tell."""
+    """Return the step of the lowest held-out loss."""
     evaluations = [event for event in Run(run).events if isinstance(event, Evaluated)]
     return min(evaluations, key=lambda event: event.metrics["loss"]).optimizer_step
 
@@ -94,7 +94,7 @@ def test_killed_before_and_after_the_best(
     assert states[0] == states[1]
 
 
-def test_what_a_user_can_do_with_it(copied: RunDirectory) -> None:
+def test_export_and_resume_after_patience_is_used_up(copied: RunDirectory) -> None:
     best, cwd = best_step(copied), copied.path.parent.parent
     out = cwd / "best.pth"
 
@@ -127,7 +127,7 @@ def test_what_a_user_can_do_with_it(copied: RunDirectory) -> None:
 def test_killed_between_the_last_save_and_the_mark(
     copied: RunDirectory, whole: RunDirectory
 ) -> None:
-    """No step follows the one at which patience was lost."""
+    """No step follows the one at which patience was used up."""
     copied.completed_path.unlink()
     assert workers.work(copied) == 0
     workers.assert_equal(copied, whole)

@@ -1,4 +1,4 @@
-"""Faults 20 to 22: what a run depends on is not what it was when it is resumed."""
+"""Faults 20 to 22: the inputs or the environment of a run differ when it is resumed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.run.events import Alert, EventReader, Failed, Resumed
+from dpo_cli.run.events import EventReader, Failed, Resumed
 from tests.faults.conftest import arguments
 from tests.support import workers
 from tests.support.cli import Run, dpo, set_options
-from tests.support.run_content import content, new_events, only
+from tests.support.run_content import alerts_of, content, new_events, only
 from tests.support.worker_faults import stop_at
 
 LOGS = ("events.jsonl", "worker.log", "lock")
@@ -35,7 +35,7 @@ def edit(path: Path, old: str, new: str) -> None:
 RATE = ("learning_rate = 0.0001", "learning_rate = 0.0002")
 
 
-def test_an_edited_learning_rate_needs_the_users_word(half: RunDirectory) -> None:
+def test_an_edited_learning_rate_needs_allow_changes(half: RunDirectory) -> None:
     edit(half.profile_path, *RATE)
     before = content(half.path, "lock")
     refused = dpo("resume", half.path, cwd=half.path)
@@ -86,7 +86,7 @@ def test_an_edited_position_is_refused_always(
 
 
 def test_compensation_begins_and_ends_at_a_resume(half: RunDirectory) -> None:
-    """What the plain steps lost is gone; from then on nothing is; at its end what it kept goes."""
+    """Rounding errors are lost before the first resume, and kept until the second one."""
 
     def kept() -> bool:
         return "compensation.safetensors" in Run(half).files()
@@ -126,7 +126,7 @@ def test_an_edit_that_makes_no_profile_is_refused(half: RunDirectory) -> None:
 
 @pytest.fixture
 def copied(shared: Path, tmp_path: Path) -> tuple[RunDirectory, Path]:
-    """A run stopped after five steps on inputs of its own, and where these lie."""
+    """Run stopped after five steps on its own inputs, and their folder."""
     inputs = tmp_path / "inputs"
     inputs.mkdir()
     shutil.copyfile(shared / "golden/data/train27.jsonl", inputs / "pairs.jsonl")
@@ -159,7 +159,7 @@ def other_weights(path: Path) -> None:
 
 
 def other_rows(path: Path) -> None:
-    """One word of an answer in the last row."""
+    """Change one word of an answer in the last row."""
     text = path.read_text(encoding="utf-8")
     row = json.loads(text.splitlines()[-1])
     row["chosen"][-1]["content"] += "!"
@@ -167,7 +167,7 @@ def other_rows(path: Path) -> None:
 
 
 def fewer_rows(path: Path) -> None:
-    """So few that the steps done are more than there are now."""
+    """Keep so few rows that the run has fewer steps than are done."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     path.write_text("".join(lines[:4]), encoding="utf-8")
 
@@ -215,7 +215,7 @@ def test_each_changed_input_is_named_and_its_old_content_goes_on_elsewhere(
     assert failed.details == (changed("data.data_path"),)
     assert content(run.path, *LOGS) == before
 
-    # All of them at once, through `dpo`; then what they were, at another place.
+    # All changes at once, through `dpo`; then the old content in another place.
     for name, (change, _) in INPUTS.items():
         change(inputs / name)
     refused = dpo("resume", run.path, cwd=tmp_path)
@@ -238,7 +238,7 @@ def test_each_changed_input_is_named_and_its_old_content_goes_on_elsewhere(
 def test_neutral_edits_and_moved_inputs_end_equal(
     half: RunDirectory, whole: RunDirectory, shared: Path, tmp_path: Path
 ) -> None:
-    """The same content at another place, other lines and other saves."""
+    """Moved inputs with equal content, and another save interval, give the same result."""
     shutil.copytree(shared / "tokenizer/minimind2", tmp_path / "tokenizer")
     edit(half.profile_path, "save_interval = 3", "save_interval = 1")
     edit(half.profile_path, str(shared / "tokenizer/minimind2"), str(tmp_path / "tokenizer"))
@@ -280,14 +280,14 @@ def test_another_environment_is_told_or_refused(half: RunDirectory, what: str) -
     assert content(half.path, *LOGS) == before
 
     events = new_events(half, lambda: workers.work(half))
-    alert = only(events, Alert)
+    [alert] = alerts_of(events)
     assert alert.code == "other-environment"
     assert says in alert.message
     assert only(events, Resumed).optimizer_step == 5
     assert half.is_completed
 
 
-def test_what_went_on_elsewhere_is_never_exact_again(half: RunDirectory) -> None:
+def test_a_run_that_continued_elsewhere_is_never_exact_again(half: RunDirectory) -> None:
     pretend_environment(half, "threads", "16")
     assert workers.work(half, partial(stop_at, 7)) == 143
     failed = only(new_events(half, lambda: workers.work(half, None, "--exact")), Failed)
@@ -305,7 +305,7 @@ def test_dpo_resume_exact_refuses_another_number_of_threads(half: RunDirectory) 
 
 
 def test_in_the_same_environment_exact_goes_on(half: RunDirectory, whole: RunDirectory) -> None:
-    """Negative control: nothing is told, and it ends equal."""
+    """Negative control: there is no alert, and the run ends equal."""
     events = new_events(half, lambda: workers.work(half, None, "--exact"))
-    assert not [event for event in events if isinstance(event, Alert)]
+    assert not alerts_of(events)
     workers.assert_equal(half, whole)

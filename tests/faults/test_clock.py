@@ -1,4 +1,4 @@
-"""Fault 26: the wall clock jumps, a day forward and then a day back, while a run trains."""
+"""Fault 26: the wall clock jumps a day forward and then a day back while a run trains."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tests.support.terminal import Terminal
 
 JUMPS = {4: DAY_SECONDS, 8: -DAY_SECONDS}
 A_JUMP_SECONDS = 60.0
-"""Shorter than any jump of the clock, longer than the whole run."""
+"""Shorter than each jump of the clock, longer than the whole run."""
 
 
 @pytest.fixture(scope="module")
 def jumped(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """A run on a clock that jumped twice. Only to be read."""
+    """Run on a clock that jumped twice; read only."""
     run = workers.new_run(tmp_path_factory.mktemp("jumped"), arguments(shared))
     assert workers.work(run, partial(clock_jumps, JUMPS)) == 0
     times = [event.time for event in EventReader(run.events_path).read_new()]
@@ -37,7 +37,7 @@ def jumped(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirecto
     return run
 
 
-def test_the_run_does_not_care(jumped: RunDirectory, whole: RunDirectory) -> None:
+def test_the_run_is_unaffected(jumped: RunDirectory, whole: RunDirectory) -> None:
     workers.assert_equal(jumped, whole)
     events = list(EventReader(jumped.events_path).read_new())
     steps = [event for event in events if isinstance(event, StepDone)]

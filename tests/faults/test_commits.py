@@ -1,4 +1,4 @@
-"""Fault 2: SIGKILL at each step of a commit leaves the old state or the new one."""
+"""Fault 2: after SIGKILL at any step of a commit, the old checkpoint or the new one is intact."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.data_faults import both
 from tests.support.worker_faults import own_cache
 
 SAVED = 6
-"""The optimizer step whose save is struck; the states of 3 and 5 are there before."""
+"""Optimizer step whose save is killed; the checkpoints of steps 3 and 5 exist before."""
 
 FILES = ["exp_avg.safetensors", "exp_avg_sq.safetensors", "rng.safetensors", "weights.safetensors"]
 WRITTEN = ["write", "write half of", "fsync", "rename"]
@@ -28,7 +28,7 @@ BEFORE_THE_RENAME = [
     "fsync the run's directory",
     *(f"{verb} .reference_logps.safetensors.json.*.tmp" for verb in MANIFEST),
     "fsync the run's directory",
-    "mkdir reference",  # in the cache: with this step the first epoch ends, and all is known
+    "mkdir reference",  # in the cache: the epoch ends with this step, so all log-probs are computed
     *(f"{verb} .**.safetensors.*.tmp" for verb in WRITTEN),
     "fsync reference",
     *(f"{verb} .**.safetensors.json.*.tmp" for verb in MANIFEST),
@@ -73,6 +73,6 @@ def test_killed_right_before(
     assert passed_over == []
     assert workers.work(half) == 0
     workers.assert_equal(half, whole)
-    [kept] = half.checkpoints_path.iterdir()  # and nothing is left lying about
+    [kept] = half.checkpoints_path.iterdir()  # and no other file is left
     assert kept.name == "step-00000012"
     assert not list(half.path.glob(".*.tmp"))

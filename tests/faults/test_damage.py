@@ -1,4 +1,4 @@
-"""Faults 4 to 6, 24b, 29: what was saved is damaged, or was put there by somebody else."""
+"""Faults 4 to 6, 24b, 29: saved files are damaged, or come from somebody else."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def truncate(path: Path, moments: random.Random) -> None:
 
 
 def flip(path: Path, moments: random.Random) -> None:
-    """One bit, of a character that says something."""
+    """Flip one bit of a character that is no white space."""
     data = bytearray(path.read_bytes())
     position = moments.choice([n for n, byte in enumerate(data) if byte not in b" \n"][:100_000])
     data[position] ^= 1 << moments.randrange(8)
@@ -59,7 +59,7 @@ def flip(path: Path, moments: random.Random) -> None:
 
 
 def zero(path: Path, moments: random.Random) -> None:
-    """A page as a file system leaves it whose journal knew of the file and whose disk did not."""
+    """Zero a page, as a file system may after a crash that lost the data but not the file size."""
     data = bytearray(path.read_bytes())
     start = moments.choice([n for n in range(0, len(data), PAGE) if any(data[n : n + PAGE])])
     data[start : start + PAGE] = bytes(len(data[start : start + PAGE]))
@@ -122,7 +122,7 @@ def test_where_all_are_damaged_nothing_is_started_over(half: RunDirectory) -> No
 def corruptions(
     checkpoint: Path, other: Path, moments: random.Random
 ) -> Iterator[Callable[[], str]]:
-    """Ways to harm a checkpoint, at random; each tells what it did."""
+    """Yield random functions that damage a checkpoint; each returns a description."""
     names = [name for name in FILES if (checkpoint / name).stat().st_size]
 
     def flips() -> str:
@@ -162,7 +162,7 @@ def corruptions(
         return f"{first} for {second}"
 
     def of_another() -> str:
-        # The state has a size of its own: equal content of both steps is no damage.
+        # Files with equal content in both steps would be no damage.
         name = moments.choice([n for n in names if (other / n).read_bytes() != whole(n)])
         shutil.copyfile(other / name, checkpoint / name)
         return f"{name} of {other.name}"
@@ -176,7 +176,7 @@ def corruptions(
 
 
 def test_a_thousand_random_damages_are_never_believed(half: RunDirectory, tmp_path: Path) -> None:
-    """A flip in the manifest's white space leaves all that it says, and may pass."""
+    """A flip in the white space of the manifest changes no value, and may pass."""
     newest, previous = list_checkpoints(half.checkpoints_path)
     other = previous.path.rename(tmp_path / previous.name)
     before = content(newest.path)
@@ -219,7 +219,7 @@ def rewrite(path: Path, **changes: Any) -> None:
 
 
 def of_other_weights(path: Path, shared: Path, tmp_path: Path) -> None:
-    """What a run of other weights on the same pairs kept: whole, and not for this run."""
+    """Copy the log-probs of a run with other weights: intact, but not for this run."""
     state = torch.load(shared / "golden/train/seed/full_sft_64.pth")
     other = tmp_path / "full_sft_64.pth"
     torch.save({name: tensor * 1.01 for name, tensor in state.items()}, other)
@@ -253,7 +253,7 @@ def flip_at(path: Path, position: int) -> None:
 def test_harmed_reference_log_probs_are_computed_again(
     half: RunDirectory, whole: RunDirectory, shared: Path, tmp_path: Path, what: str
 ) -> None:
-    """Negative control: of whole ones only those are that no step has needed yet."""
+    """Negative control: of an intact file, only the values that no step has needed are computed."""
     kept = half.path / REFERENCE_FILE
     before = load_file(kept)["token_logps"].isnan()
     REFERENCES[what](kept, shared, tmp_path)
@@ -271,7 +271,7 @@ def test_harmed_reference_log_probs_are_computed_again(
 
 
 def test_no_damage_to_the_log_probs_is_believed(half: RunDirectory) -> None:
-    """Anywhere in the file, header and key included; and nothing of it is an exception."""
+    """The damage can be anywhere in the file, also in header and key; none raises an exception."""
     path = half.path / REFERENCE_FILE
     whole = path.read_bytes()
     key = json.loads(path.with_name(manifest_name(path)).read_bytes())["key"]
@@ -283,7 +283,7 @@ def test_no_damage_to_the_log_probs_is_believed(half: RunDirectory) -> None:
         data = bytearray(whole)
         if number % 4 == 0:
             del data[moments.randrange(len(data)) :]
-        else:  # the header is small, and says what the numbers are
+        else:  # the header is small, and describes the numbers
             end = header if number % 2 else len(data)
             for _ in range(number % 3 + 1):
                 data[moments.randrange(end)] ^= 1 << moments.randrange(8)
@@ -296,7 +296,7 @@ def test_no_damage_to_the_log_probs_is_believed(half: RunDirectory) -> None:
 
 
 class Bomb:
-    """Makes a directory when it is unpickled."""
+    """Object that makes a directory when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -306,7 +306,7 @@ class Bomb:
 
 
 def plant(checkpoint: Checkpoint, file: str, marker: Path, zipped: bool) -> None:
-    """A pickle in place of a file, and a manifest that vouches for it."""
+    """Put a pickle in place of a file, with a manifest that has its hash."""
     path = checkpoint.path / file
     if zipped:
         torch.save({"model.norm.weight": Bomb(marker)}, path)
@@ -360,7 +360,7 @@ def test_dpo_resume_runs_no_pickle(half: RunDirectory, tmp_path: Path) -> None:
 
 
 def foreign_tokenizer(shared: Path, folder: Path, marker: Path, what: str) -> Path:
-    """A folder that asks for code of its own, in one of the places where code can be asked for."""
+    """Write a tokenizer directory that requests its own code, in one of the possible places."""
     shutil.copytree(shared / "tokenizer/minimind2", folder)
     code = f"import os\nos.mkdir({str(marker)!r})\n"
     code += "from transformers import PreTrainedTokenizerFast\n"
@@ -389,7 +389,7 @@ def foreign_tokenizer(shared: Path, folder: Path, marker: Path, what: str) -> Pa
 
 @pytest.mark.parametrize("what", ["auto_map", "config.json", "attribute", "import", "include"])
 def test_a_tokenizer_with_code_is_not_run(shared: Path, tmp_path: Path, what: str) -> None:
-    """Refused, or, where the files alone make a tokenizer, taken without the code."""
+    """The tokenizer is refused or, if its files alone suffice, loaded without the code."""
     marker = tmp_path / "it-ran"
     folder = foreign_tokenizer(shared, tmp_path / "tokenizer", marker, what)
     run = workers.new_run(
@@ -410,7 +410,7 @@ def test_a_tokenizer_with_code_is_not_run(shared: Path, tmp_path: Path, what: st
 
 
 def test_dpo_train_runs_no_code_of_a_tokenizer(shared: Path, tmp_path: Path) -> None:
-    """That of a checkpoint neither: `tests.commands.test_bad_input`."""
+    """`tests.commands.test_bad_input` has the same for the tokenizer of a model directory."""
     marker = tmp_path / "it-ran"
     settings = good_settings(shared)
     settings["model.tokenizer"] = foreign_tokenizer(shared, tmp_path / "folder", marker, "import")

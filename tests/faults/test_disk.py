@@ -1,6 +1,6 @@
-"""Faults 7, 8, 9: a disk that is full, or read-only, and files that may not grow.
+"""Faults 7, 8, 9: a disk that is full or read-only, and files that may not grow.
 
-tests/commands/test_bad_input.py has `dpo train` with a read-only place for runs.
+tests/commands/test_bad_input.py has `dpo train` with a read-only directory of runs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.support.process_faults import (
 def test_a_full_disk_ends_with_75_and_the_run_goes_on_later(
     shared: Path, tmp_path: Path, stopped: RunDirectory, whole: RunDirectory
 ) -> None:
-    """On a file system, mounted for it alone, with room for two and a half states."""
+    """The test mounts a file system with room for two and a half checkpoints."""
     checkpoint, _ = stopped.newest_verified()
     assert checkpoint is not None
     state_bytes = sum(file.stat().st_size for file in checkpoint.path.iterdir())
@@ -68,7 +68,7 @@ WITHOUT_PRIVILEGE = (
     "setpriv --bounding-set=-dac_override,-dac_read_search"
     " --inh-caps=-dac_override,-dac_read_search"
 )
-"""As root, but held back by permissions."""
+"""Runs a command as root without the right to ignore permissions."""
 LIMITS = {
     "the half-precision weights": lambda run: partial(limit_files, 600_000),
     "the state": lambda run: partial(limit_files, 1_500_000),
@@ -78,14 +78,14 @@ LIMITS = {
 
 @pytest.mark.parametrize("what", LIMITS)
 def test_a_file_size_limit(half: RunDirectory, whole: RunDirectory, what: str) -> None:
-    """SIGXFSZ kills no worker; which file it is that meets the limit first makes no difference."""
+    """SIGXFSZ kills no worker, whichever file reaches the limit first."""
     before, _ = half.newest_verified()
     assert workers.work(half, LIMITS[what](half)) == 75
     checkpoint, passed_over = half.newest_verified()
     assert (checkpoint, passed_over) == (before, []) or what == "the stream"
     assert "Traceback" not in half.worker_log_path.read_text()
     *_, last = EventReader(half.events_path).read_new()
-    if what != "the stream":  # which could not take it
+    if what != "the stream":  # the stream had no space for the event
         assert isinstance(last, Failed)
         assert "no space left" in last.message
         assert "file size limit" in last.remedy
@@ -96,7 +96,7 @@ def test_a_file_size_limit(half: RunDirectory, whole: RunDirectory, what: str) -
 def test_a_file_size_limit_that_leaves_no_room_for_words(
     half: RunDirectory, whole: RunDirectory, tmp_path: Path
 ) -> None:
-    """The worker can tell its exit code alone; the launcher tells the rest."""
+    """The worker can only return its exit code; the launcher prints the error."""
     blanks = -half.events_path.stat().st_size % 1024
     with half.events_path.open("ab") as stream:
         stream.write(b"\n" * blanks)
@@ -112,7 +112,7 @@ def test_a_file_size_limit_that_leaves_no_room_for_words(
 
 READ_ONLY = {
     "the file system": "mount --bind runs runs && mount -o remount,ro,bind runs || exit 99",
-    # In which the lock's file can still be written, and locked.
+    # The lock file can still be written and locked there.
     "the directory": "chmod 555 runs/*",
     "the directory of the states": "chmod 555 runs/*/checkpoints",
 }
@@ -123,7 +123,7 @@ def test_a_read_only_run_is_refused_before_anything_is_loaded(
     half: RunDirectory, whole: RunDirectory, tmp_path: Path, what: str
 ) -> None:
     stream = half.events_path.read_bytes()
-    # A torch that cannot be imported: whoever tries is found out.
+    # A torch that cannot be imported, so an import would fail the test.
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
     script = f'{READ_ONLY[what]}\n{WITHOUT_PRIVILEGE} "$@"'
     result = run_in(tmp_path, mounting(script, *DPO, "resume", half.name, "--plain"))

@@ -1,4 +1,4 @@
-"""Fault 30: an export that is killed leaves the old file or the new one, never half of any."""
+"""Fault 30: an export that is killed leaves the old file or the new one, never a part."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def test_a_killed_export(
     else:
         whole = b""
         assert (file.read_bytes() if file.exists() else None) == before
-        assert len(list(folder.iterdir())) == (before is not None) + 1  # what is left over
+        assert len(list(folder.iterdir())) == (before is not None) + 1  # leftover files
 
-    # The next export clears up, and ends as if nothing had been.
+    # The next export removes them, and ends as usual.
     (folder / ".other.pth.0123.partial").mkdir()
     (folder / ".other.pth.0123.partial" / "other.pth").write_bytes(b"of another file")
     assert workers.call(partial(export, half, file)) == 0
@@ -92,8 +92,8 @@ app.main(["export", {str(half.path)!r}, "--to", {str(file)!r}, "--force"])
     assert set(torch.load(file)) == set(Run(half).weights)
 
 
-def test_an_export_leaves_another_alone_that_is_under_way(tmp_path: Path) -> None:
-    """Negative control of the clearing up: it is for those that are dead."""
+def test_an_export_leaves_files_of_a_running_export_alone(tmp_path: Path) -> None:
+    """Negative control of the cleanup: it removes only files of dead processes."""
     file = tmp_path / "rlhf_[64].pth"
     with rename_on_success(file) as first:
         first.write_text("first")

@@ -1,4 +1,4 @@
-"""The cache: whether it is there, and what happens to its files meanwhile, changes no bit."""
+"""Tests that the presence and the damage of the cache change no bit of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.worker_faults import at_step, own_cache
 
 
 def overwrite(cache: Path) -> None:
-    """Zero the files of the cache in place, as no writer of this package does."""
+    """Zero the files of the cache in place, which this package never does."""
     files = [path for path in cache.rglob("*") if path.is_file()]
     assert {"ids.bin", "columns.safetensors"} <= {path.name for path in files}
     for path in files:

@@ -1,4 +1,4 @@
-"""Faults 1, 14, 27: a worker that is killed at any time, or told to stop while it saves."""
+"""Faults 1, 14, 27: a worker that is killed at any time, or stopped while it saves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.cli import HANG_SECONDS, Run, dpo, start
 
 
 def test_a_storm_of_kills(shared: Path, tmp_path: Path) -> None:
-    """25 in one run at random times; `make storm` does 100."""
+    """25 kills of one run at random times; `make storm` does 100."""
     storm(shared, tmp_path, kills=25, seed=0)
 
 
@@ -28,7 +28,7 @@ def test_a_storm_of_kills(shared: Path, tmp_path: Path) -> None:
 def test_what_is_left_out_of_the_state_is_noticed(
     half: RunDirectory, whole: RunDirectory, lost: str
 ) -> None:
-    """Negative controls of `assert_equal`: it fails where a resume forgets something."""
+    """Negative controls of `assert_equal`, which fails if a resume forgets a part of the state."""
     assert workers.work(half, partial(worker_faults.forget, lost)) == 0
     if lost == "nothing":
         workers.assert_equal(half, whole)
@@ -39,7 +39,7 @@ def test_what_is_left_out_of_the_state_is_noticed(
 
 @pytest.mark.parametrize("torn", [1, 40, 200])
 def test_a_stream_torn_in_mid_line(half: RunDirectory, whole: RunDirectory, torn: int) -> None:
-    """The tail is dropped; the rows that a resume does again stand there once."""
+    """The torn line is dropped; metrics of repeated steps appear once."""
     assert workers.work(half, partial(worker_faults.kill_at, 8)) == -signal.SIGKILL
     lines = half.events_path.read_bytes().splitlines(keepends=True)
     assert b'"StepDone"' in lines[-1]
@@ -50,11 +50,11 @@ def test_a_stream_torn_in_mid_line(half: RunDirectory, whole: RunDirectory, torn
     assert sum(isinstance(event, Resumed) for event in raw) == 2
     assert (
         sum(isinstance(event, StepDone) for event in raw) == STEPS + (8 - 6) - 1
-    )  # the torn one is no row
+    )  # the torn line is no event
 
 
 def test_sigterm_while_it_saves(half: RunDirectory, whole: RunDirectory) -> None:
-    """The commit finishes, and so does the run's promise."""
+    """The commit finishes, and the run stops as requested."""
     assert workers.work(half, partial(worker_faults.terminate_at_save, 6)) == 143
     checkpoint, passed_over = half.newest_verified()
     assert checkpoint is not None
@@ -65,7 +65,7 @@ def test_sigterm_while_it_saves(half: RunDirectory, whole: RunDirectory) -> None
 
 
 def test_the_same_through_dpo_itself(shared: Path, tmp_path: Path, whole: RunDirectory) -> None:
-    """Killed in a save, then a torn stream and harmed log-probs, then SIGTERM in a save: equal."""
+    """Through `dpo`: killed in a save, then a torn stream and damaged log-probs, then SIGTERM."""
     train = start(*arguments(shared), "--plain", cwd=tmp_path)
     run = _during_a_save(tmp_path, train)
     [started] = [e for e in Run(run).events if isinstance(e, WorkerStarted)]
@@ -93,8 +93,8 @@ def test_the_same_through_dpo_itself(shared: Path, tmp_path: Path, whole: RunDir
 
 
 def _during_a_save(cwd: Path, process: warm.Process) -> RunDirectory:
-    """Wait until a state is being written that is not the first one of its run."""
-    dead = set(cwd.glob("runs/*/checkpoints/tmp-*"))  # what a killed worker left
+    """Wait until a checkpoint other than the first is being written."""
+    dead = set(cwd.glob("runs/*/checkpoints/tmp-*"))  # files of a killed worker
     while process.poll() is None:
         for checkpoints in cwd.glob("runs/*/checkpoints"):
             is_first = not any(checkpoints.glob("step-*"))

@@ -1,4 +1,4 @@
-"""Faults 18, 19: many want to train one run, and one who trained it died without a word."""
+"""Faults 18, 19: many processes resume one run at once, and a trainer that dies silently."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_of_twenty_that_resume_at_once_one_trains(
             )
             for _ in range(WRITERS)
         ]
-        with held(half, starts(2)):  # the first was before it was stopped
+        with held(half, starts(2)):  # the first start was before the stop
             until(lambda: sum(writer.poll() is None for writer in writers) == 1)
         outputs = {
             writer: writer.communicate(timeout=HANG_SECONDS)[0].decode() for writer in writers
@@ -59,7 +59,7 @@ def test_the_lock_of_a_killed_one_is_free_at_once(half: RunDirectory, whole: Run
     workers.kill(process)
     killed = time.time()
     [lock] = half.path.glob("lock")
-    assert f"process {process.pid} on" in lock.read_text()  # nobody tidied up
+    assert f"process {process.pid} on" in lock.read_text()  # no process has removed the lock
     assert half.holder() is None
     process = workers.start(half)
     workers.until(half, starts(3))

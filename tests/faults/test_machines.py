@@ -1,4 +1,4 @@
-"""Two machines: connected network namespaces with a launcher and an agent in each."""
+"""Tests of two machines: connected network namespaces with a launcher and an agent in each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FIRST, SECOND = "10.77.0.1", "10.77.0.2"
 
 @pytest.fixture
 def machines() -> Iterator[tuple[str, str]]:
-    """Names of two network namespaces that reach only each other."""
+    """Names of two network namespaces that are connected with each other only."""
     names = f"dpo-{os.getpid()}-a", f"dpo-{os.getpid()}-b"
     ip = shutil.which("ip")
     try:
@@ -58,10 +58,10 @@ def machine(
         "launch.node_rank": number,
         "launch.rdzv_endpoint": f"{FIRST}:29400",
         "launch.max_restarts": 1,
-        # The second machine may take long to start; a connection that breaks is noticed at once.
+        # The second machine may start slowly; a broken connection is noticed at once.
         "launch.timeout_seconds": HANG_SECONDS,
     }
-    # A machine that is gone is noticed in nine seconds, not in torchrun's fifteen.
+    # A lost machine is noticed in nine seconds instead of torchrun's fifteen.
     conf = f"is_host={'false' if number else 'true'},keep_alive_interval=3"
     command = [*DPO, *arguments(shared), *set_options(keys)]
     cwd.mkdir(exist_ok=True)
@@ -83,7 +83,7 @@ def machine(
 def test_a_machine_is_lost_and_returns(
     shared: Path, tmp_path: Path, machines: tuple[str, str]
 ) -> None:
-    """They share no run directory: the second machine receives the state from the first."""
+    """The machines share no run directory: the second one receives the state from the first."""
     first, second = machines
     places = tmp_path / "first", tmp_path / "second"
     output = tmp_path / "output-0", tmp_path / "output-1"
@@ -91,7 +91,7 @@ def test_a_machine_is_lost_and_returns(
         with machine(second, 1, shared, places[1], output[1]):
             run = the_run(places[0])
             workers.until(run, steps(4))
-        # It was killed.
+        # The process was killed.
         workers.until(run, lambda events: any(isinstance(e, RankEnded) for e in events))
         with machine(second, 1, shared, places[1], output[1]) as joined:
             workers.until(run, starts(2))
@@ -106,7 +106,7 @@ def test_a_machine_is_lost_and_returns(
     assert "restart 1 of 1" in alert.message
     assert "machine 1 of 2: 1 rank joins the run of the first machine" in output[1].read_text()
 
-    # Which ranks stood where changes no bit.
+    # The placement of the ranks changes no bit.
     keys = {"train.accumulation_steps": 1, "train.epochs": 6}
     whole = workers.new_run(tmp_path / "whole", arguments(shared) + set_options(keys))
     assert ranks.work(whole, 2) == [0, 0]

@@ -1,4 +1,4 @@
-"""Faults 10, 11: a loss or a gradient that is not a finite number: stop, or skip, with evidence."""
+"""Faults 10, 11: a loss or gradient that is not finite: the run stops or skips, with evidence."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from dpo_cli.data.places import NO_PLACES
 from dpo_cli.run.checkpoints import list_checkpoints
 from dpo_cli.run.directory import NON_FINITE_DIRECTORY, RunDirectory
-from dpo_cli.run.events import Alert, Event, EventReader, Failed, StepDone, history
+from dpo_cli.run.events import Event, EventReader, Failed, StepDone, history
 from dpo_cli.training.nan_dump import has_nan_dump
 from tests.faults.conftest import STEPS, arguments
 from tests.support import data_faults, worker_faults, workers
 from tests.support.cli import Run, dpo, set_options
-from tests.support.run_content import content, only
+from tests.support.run_content import alerts_of, content, only
 
 WINDOW, WEIGHTS = "global_batch.json", "weights.safetensors"
 EACH_STEP = {"train.save_interval": 1}
@@ -38,14 +38,14 @@ def events(run: RunDirectory) -> list[Event]:
 
 
 def rows(run: RunDirectory) -> list[str]:
-    """Metric rows as text: not-a-number is not equal to itself."""
+    """Return the metrics as text, because NaN is not equal to itself."""
     return [repr(row) for row in Run(run).metric_rows]
 
 
 def lines_of(run: RunDirectory, optimizer_step: int) -> list[list[int]]:
-    """The lines of the data behind each micro-batch of a step, by what the evidence does not use.
+    """Return the data lines of each micro-batch of a step, computed independently of the evidence.
 
-    One pair a micro-batch, in the order of the file; held-out pairs are not among them.
+    There is one pair per micro-batch, in the order of the file, without the held-out pairs.
     """
     from dpo_cli.data.sampler import hold_out
 
@@ -83,7 +83,7 @@ def test_it_stops_before_the_update(
     assert "--set train.nan_policy=skip --allow-changes" in failed.remedy
     assert Run(run).steps[-1].optimizer_step == 3
 
-    # What was saved after step 3 is what step 4 began with.
+    # The checkpoint of step 3 is the start of step 4.
     newest, _ = list_checkpoints(run.checkpoints_path)
     assert newest.optimizer_step == 3
     assert (kept / WEIGHTS).read_bytes() == (newest.path / WEIGHTS).read_bytes()
@@ -95,11 +95,11 @@ def test_it_stops_before_the_update(
     assert "model.embed_tokens.weight" in facts["gradients_not_finite"]
     assert sorted(os.listdir(kept)) == [WINDOW, WEIGHTS]
 
-    # What is saved stays as it is, also when the run is resumed and comes there again.
+    # The dump stays unchanged when the resumed run reaches the step again.
     before = content(run.path, "events.jsonl", "worker.log", "lock")
     assert workers.work(run, partial(data_faults.not_finite, (4,), what)) == 1
     assert content(run.path, "events.jsonl", "worker.log", "lock") == before
-    # And with the fault gone, it goes on as if nothing had been.
+    # Without the fault, the run continues as usual.
     assert workers.work(run) == 0
     workers.assert_equal(run, whole)
 
@@ -115,7 +115,7 @@ def test_skipping_goes_on_and_resumes_to_the_same_bits(
     assert len(steps) == STEPS
     assert [step.optimizer_step for step in steps if step.is_skipped] == [1, 4, 5, 9]
     assert steps[0].metrics["weights_moved"] == 0
-    alerts = [event for event in events(run) if isinstance(event, Alert)]
+    alerts = alerts_of(events(run))
     alerts = [alert for alert in alerts if alert.code != "tokenizer-mismatch"]  # untrained weights
     assert [alert.code for alert in alerts] == ["not-finite"] * 4
     for alert, step in zip(alerts, (1, 4, 5, 9), strict=True):
@@ -126,7 +126,7 @@ def test_skipping_goes_on_and_resumes_to_the_same_bits(
     [kept] = (run.path / NON_FINITE_DIRECTORY).iterdir()
     assert kept.name == "step-00000001"
 
-    # Stopped behind a skipped first step (no moments yet), behind two others, and killed.
+    # Stopped after a skipped first step (no moments yet), after two others, and killed.
     halves = new_run(shared, tmp_path / "halves", **SKIP)
     for step in (1, 5):
         assert workers.work(
@@ -163,7 +163,7 @@ def test_a_skipped_update_leaves_the_whole_state_but_the_random_numbers(
 
 
 def test_nothing_but_skipped_steps(shared: Path, tmp_path: Path) -> None:
-    """A beta at which the gradient of a loss of ln 2 is no float32; the weights never move."""
+    """At this beta the gradient of a loss of ln 2 overflows float32; the weights never move."""
     changes = {"dpo.beta": 1e38, "train.epochs": 1, "model.dropout": 0.0}
     run = new_run(shared, tmp_path, **SKIP, **changes)
     assert workers.work(run, partial(worker_faults.stop_at, 3)) == 143
@@ -192,8 +192,8 @@ def test_evidence_that_finds_no_space_is_written_later(shared: Path, tmp_path: P
     assert sorted(os.listdir(kept / "step-00000004")) == [WINDOW, WEIGHTS]
 
 
-def test_evidence_is_of_the_step_that_it_is_named_by(shared: Path, tmp_path: Path) -> None:
-    """A run that stopped at one step, was changed, and stops at another: the message holds."""
+def test_evidence_belongs_to_the_step_in_its_name(shared: Path, tmp_path: Path) -> None:
+    """A run stopped at one step, was changed, and stops at another one: the message is right."""
     run = new_run(shared, tmp_path)
     assert workers.work(run, partial(data_faults.not_finite, (4,), "nan")) == 1
     assert workers.work(run, partial(data_faults.not_finite, (7,), "nan")) == 1
@@ -206,7 +206,7 @@ def test_evidence_is_of_the_step_that_it_is_named_by(shared: Path, tmp_path: Pat
 
 
 def test_dpo_stops_and_can_be_told_to_skip(shared: Path, tmp_path: Path) -> None:
-    """A learning rate after whose first update no gradient is finite any more."""
+    """After the first update at this learning rate no gradient is finite."""
     changes = {**EACH_STEP, "train.learning_rate": 1e30, "train.epochs": 1}
     result = dpo(*arguments(shared), *set_options(changes), cwd=tmp_path)
     run = Run.only(tmp_path).directory

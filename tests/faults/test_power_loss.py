@@ -1,8 +1,8 @@
-"""Fault 3: what a power loss leaves, from the system calls that a worker really makes.
+"""Fault 3: files after a power loss, derived from the system calls of a real worker.
 
-A disk may keep or lose whatever was not flushed, in any order. So before a file or a state gets its
-final name, everything in it must have been flushed; and before the stream says that it is there,
-the directory that has the name. strace records the calls of a whole run.
+A disk may keep or lose data that is not flushed, in any order. So before a file or a checkpoint
+gets its final name, all its content must be flushed. Before the stream reports it, the directory
+with the name must be flushed. strace records the calls of a whole run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 
 def trace(run: RunDirectory, arm: workers.Arm, directory: Path) -> list[str]:
-    """The system calls of a worker from its first line on, one a line."""
+    """Return the system calls of a worker from its first line of code, one per line."""
     if shutil.which("strace") is None:
         pytest.skip("needs strace")
     go, output = directory / "go", directory / "trace"
@@ -45,7 +45,7 @@ def trace(run: RunDirectory, arm: workers.Arm, directory: Path) -> list[str]:
 
 
 class Disk:
-    """What is not flushed yet."""
+    """Files and directories with changes that are not flushed yet."""
 
     def __init__(self, run: RunDirectory) -> None:
         self.run = run
@@ -56,7 +56,7 @@ class Disk:
         self.states = self.files = self.told = 0
 
     def take(self, line: str) -> None:
-        """Follow one call, and check what must be flushed before it."""
+        """Process one system call, and check that earlier changes are flushed."""
         match = _CALL.match(line)
         if match is None or match["result"] == "-1":
             return
@@ -80,7 +80,7 @@ class Disk:
 
     def _renamed(self, source: Path, target: Path) -> None:
         if source.name.startswith("step-"):
-            return  # an old state goes: no harm if it comes back, whole or not, behind newer ones
+            return  # a removed checkpoint may come back: newer ones take precedence
         within = [p for p in self.contents | self.entries if Path(p).is_relative_to(source)]
         is_state = target.parent == self.run.checkpoints_path
         if is_state and target.name.startswith("step-") and not target.name.endswith(".replaced"):
@@ -108,18 +108,18 @@ def disk_after(run: RunDirectory, arm: workers.Arm, directory: Path) -> Disk:
     return disk
 
 
-def test_everything_is_flushed_before_it_is_believed(shared: Path, tmp_path: Path) -> None:
+def test_files_are_flushed_before_they_are_announced(shared: Path, tmp_path: Path) -> None:
     run = workers.new_run(tmp_path, arguments(shared, epochs=1))
     disk = disk_after(run, partial(worker_faults.own_cache, tmp_path / "cache"), tmp_path)
     assert disk.states == disk.told == 4
-    # The weights of each checkpoint; the reference log-probs known by then, and those of the
-    # held-out pairs, each with a manifest; the plan, the skipped rows, COMPLETED.
+    # The weights of each checkpoint; the log-probs of the reference computed by then, and those of
+    # the held-out pairs, each with a manifest; the plan, the skipped rows, COMPLETED.
     assert disk.files == 4 + 2 * (4 + 1) + 3
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "stream"])
 def test_a_flush_left_out_is_noticed(shared: Path, tmp_path: Path, kind: str) -> None:
-    """Negative control."""
+    """Negative control: a missing flush is noticed."""
     run = workers.new_run(tmp_path, arguments(shared, epochs=1))
     with pytest.raises(AssertionError, match=r"flushed|outlive"):
         disk_after(run, partial(worker_faults.without_flushing, kind), tmp_path)

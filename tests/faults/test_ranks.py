@@ -46,7 +46,7 @@ def events(run: RunDirectory) -> list[Event]:
 
 
 def on(rank: int, arm: Any, *arguments: Any) -> ranks.Arm:
-    """Return an arm for one rank alone."""
+    """Return an arm for one rank only."""
     return partial(rank_faults.only_on, rank, partial(arm, *arguments))
 
 
@@ -179,7 +179,11 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all(shared: Path, tmp_path:
     failed = only(events(run), Failed)
     assert failed.message.startswith("optimizer step 2: the loss is not a finite number")
     facts = json.loads((run.path / "non_finite/step-00000002/global_batch.json").read_text())
-    guilty = [its["lines"] for its in facts["micro_batches"] if str(its["loss"]) == "nan"]
+    guilty = [
+        micro_batch["lines"]
+        for micro_batch in facts["micro_batches"]
+        if str(micro_batch["loss"]) == "nan"
+    ]
     assert len(guilty) == 1
     assert re.match(rf"lines? {guilty[0][0]}\b.* of ", failed.details[0])
     assert ranks.work(whole, 2) == [0, 0]

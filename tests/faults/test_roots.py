@@ -1,4 +1,4 @@
-"""Fault 25: names that would leave their folder, and links: nothing is written outside a run."""
+"""Fault 25: names with paths, and links: nothing is written outside of a run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SECRET = b"somebody else's file, and no newline at its end"
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A file that is nobody's business."""
+    """File outside of the run, which must stay unchanged."""
     folder = tmp_path / "outside"
     folder.mkdir()
     (folder / "secret").write_bytes(SECRET)
@@ -63,7 +63,7 @@ def test_a_name_stays_in_the_runs_folder(tmp_path: Path, outside: Path, name: st
 def test_dpo_train_makes_its_run_in_the_runs_folder(
     shared: Path, tmp_path: Path, outside: Path
 ) -> None:
-    """A name that leads elsewhere, and a prefix that has a meaning for folders only."""
+    """The name is a path to another folder, and the prefix is `..`."""
     cwd = tmp_path / "cwd"
     cwd.mkdir()
     settings = {**good_settings(shared), "export.prefix": ".."}
@@ -91,7 +91,7 @@ def test_a_prefix_that_is_no_name_is_a_usage_error(
 @pytest.mark.parametrize(
     "query", ["../outside", "../nowhere", "/etc", "..", ".", "./x", "outside/"]
 )
-def test_what_is_no_run_is_not_resumed(
+def test_other_directories_are_not_resumed(
     tmp_path: Path, outside: Path, half: RunDirectory, query: str
 ) -> None:
     cwd = tmp_path / "cwd"
@@ -135,9 +135,9 @@ REPLACED = ["skipped_rows.jsonl", "plan.json", "profile.toml", "rlhf_64.pth", RE
 def test_a_link_is_replaced_by_the_file(
     half: RunDirectory, whole: RunDirectory, tmp_path: Path, outside: Path, name: str
 ) -> None:
-    """What is written whole gets the place of the link; where it led, nothing changes."""
+    """A file that is written whole replaces the link; the target of the link is unchanged."""
     path = half.path / name
-    if name in ("plan.json", "profile.toml"):  # are read first
+    if name in ("plan.json", "profile.toml"):  # these are read before they are written
         outside.write_bytes(path.read_bytes())
         saved = outside.read_bytes()
     else:
@@ -157,7 +157,7 @@ APPENDED = ["events.jsonl", "worker.log", "lock"]
 
 @pytest.mark.parametrize("is_dangling", [False, True])
 @pytest.mark.parametrize("name", APPENDED)
-def test_what_is_appended_to_must_be_no_link(
+def test_files_that_grow_must_not_be_links(
     half: RunDirectory, outside: Path, name: str, is_dangling: bool
 ) -> None:
     target = outside.with_name("new") if is_dangling else outside
@@ -236,7 +236,7 @@ LINKS: list[Callable[[Path, Path], None]] = [
 def test_a_checkpoint_that_leads_elsewhere(
     half: RunDirectory, whole: RunDirectory, outside: Path, replace: Any
 ) -> None:
-    """Passed over, saved anew in its place, and cleared away without touching what it led to."""
+    """The linked checkpoint is passed over, saved again and removed; the target stays unchanged."""
     newest, previous = list_checkpoints(half.checkpoints_path)
     replace(newest.path, outside)
     (half.checkpoints_path / "tmp-of-a-dead-worker").symlink_to(outside.parent)
@@ -271,7 +271,9 @@ def test_an_export_replaces_a_link_and_not_what_it_leads_to(
 ) -> None:
     file = tmp_path / "rlhf_64.pth"
     file.symlink_to(outside)
-    assert workers.call(partial(export_run, half, file, None, False)) != 0  # another's file
+    assert (
+        workers.call(partial(export_run, half, file, None, False)) != 0
+    )  # the file belongs to another program
     assert file.is_symlink()
     assert_untouched(outside)
     assert workers.call(partial(export_run, half, file, None, True)) == 0
@@ -283,7 +285,7 @@ def test_an_export_replaces_a_link_and_not_what_it_leads_to(
 
 
 def test_a_torn_tail_is_cut_off_where_it_lies(tmp_path: Path, outside: Path) -> None:
-    """Negative control: without a link it is."""
+    """Negative control: without a link the torn tail is cut off."""
     stream = tmp_path / "events.jsonl"
     stream.write_bytes(b"{}\ntorn")
     EventWriter(stream).close()

@@ -1,7 +1,7 @@
-"""Faults 12, 13, 15, 16, 17, 28: signals, and a screen, terminal or launcher that goes away.
+"""Faults 12, 13, 15, 16, 17, 28: signals, and a screen, terminal or launcher that disappears.
 
-Real `dpo` processes throughout; only the resumes after them are `tests.support.workers`. A signal
-in the middle of a save (14) is in test_kills; a panel that raises, or is killed, in
+All tests run real `dpo` processes; only the resumes after them use `tests.support.workers`. A
+signal in the middle of a save (14) is in test_kills; a panel that raises, or is killed, in
 tests/commands/test_panel.py, and an observer that raises in tests/run/test_launch.py.
 """
 
@@ -35,7 +35,7 @@ ON_TERMINAL = "from dpo_cli.__main__ import main; main()"
 
 
 def stopped_after_its_window(run: Run, steps_before: int) -> Saved:
-    """The save of a run that did at most the window that was under way, and saved it."""
+    """Return the save of a run that finished at most the current step before it stopped."""
     saved = [event for event in run.events if isinstance(event, Saved)][-1]
     [stop] = [event for event in run.events if isinstance(event, Stopped)]
     assert steps_before <= len(run.steps) <= steps_before + 1 < STEPS
@@ -84,7 +84,7 @@ def test_ctrl_c_twice_ends_at_once(shared: Path, tmp_path: Path, whole: RunDirec
             terminal.press("\x03")
             terminal.until(lambda: "Ctrl-C again to stop now" in terminal.raw)
             terminal.press("\x03")
-            # It stands still, so nothing but its death lets the launcher end.
+            # The worker is stopped, so only its death can end the launcher.
             assert terminal.wait() == 130
         assert is_gone(worker)
         assert f"help: Continue with: dpo resume {run.name}" in terminal.lines
@@ -116,7 +116,7 @@ def test_the_terminal_dies_and_another_one_watches(
 
 
 def test_standard_output_is_closed(shared: Path, tmp_path: Path, whole: RunDirectory) -> None:
-    """In the middle; at its beginning is in tests/commands/test_bad_input.py."""
+    """Output is closed during training; tests/commands/test_bad_input.py closes it at the start."""
     with started(*arguments(shared), "--plain", cwd=tmp_path, changes=hold_at(3)) as process:
         run = the_run(tmp_path)
         assert process.stdout is not None
@@ -129,21 +129,21 @@ def test_standard_output_is_closed(shared: Path, tmp_path: Path, whole: RunDirec
 
 
 def test_standard_output_is_not_read(shared: Path, tmp_path: Path, whole: RunDirectory) -> None:
-    """A pipe that is full: the launcher hangs in it, the run does not."""
-    ours, theirs = os.pipe()
+    """The pipe is full: the launcher blocks on it, the run does not."""
+    reader, writer = os.pipe()
     try:
-        with started(*arguments(shared), "--plain", cwd=tmp_path, stdout=theirs) as process:
-            until_line(ours, b"Ctrl-C saves and stops")
-            fill(theirs)
-            os.close(theirs)
+        with started(*arguments(shared), "--plain", cwd=tmp_path, stdout=writer) as process:
+            until_line(reader, b"Ctrl-C saves and stops")
+            fill(writer)
+            os.close(writer)
             run = the_run(tmp_path)
             until(lambda: run.is_completed)
             until(lambda: is_gone(worker_of(run)))
             assert process.poll() is None
-            output = read_all(ours)
+            output = read_all(reader)
             assert process.wait(HANG_SECONDS) == 0
     finally:
-        os.close(ours)
+        os.close(reader)
     assert b"done: 12 steps" in output
     workers.assert_equal(run, whole)
 
@@ -151,7 +151,7 @@ def test_standard_output_is_not_read(shared: Path, tmp_path: Path, whole: RunDir
 def test_the_launcher_is_killed(shared: Path, tmp_path: Path, whole: RunDirectory) -> None:
     with started(*arguments(shared), "--plain", cwd=tmp_path, changes=hold_at(4)) as process:
         run = the_run(tmp_path)
-        with held(run, steps(4)) as worker:  # so that it cannot end of itself
+        with held(run, steps(4)) as worker:  # so that the worker cannot end by itself
             process.kill()
             until(lambda: is_gone(worker))
     assert run.holder() is None
@@ -179,7 +179,7 @@ def test_the_launcher_behind_the_panel_is_killed(
 
 
 def until_line(pipe: int, words: bytes) -> None:
-    """Read from a pipe until it had these words."""
+    """Read from a pipe until these words appear."""
     read = b""
     while words not in read:
         data = os.read(pipe, 4096)
@@ -194,7 +194,7 @@ def read_all(pipe: int) -> bytes:
 
 def fill(pipe: int) -> None:
     """Fill a pipe to the last byte."""
-    # Opened again: not to wait is a property of an open file, which `dpo` shares with `pipe`.
+    # Opened again, because O_NONBLOCK belongs to the open file, which `dpo` shares with `pipe`.
     descriptor = os.open(f"/proc/self/fd/{pipe}", os.O_WRONLY | os.O_NONBLOCK)
     for size_bytes in (4096, 1):
         with contextlib.suppress(BlockingIOError):

@@ -1,4 +1,4 @@
-"""A sweep of real runs: killed, stopped, and with a point that fails, against one left in peace."""
+"""Tests of a sweep of real runs: killed, stopped, and with a failing point."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LETTERS = "ABCDEF"
 
 
 def arguments(shared: Path) -> list[str]:
-    """Six runs of six short steps."""
+    """Return the arguments of six runs of six short steps."""
     changes = {"data.max_seq_len": 64, "train.epochs": 2, "eval.interval": 5}
     words = golden_run(shared, "seed", False, **changes)
     rate = next(n for n, word in enumerate(words) if word.startswith("train.learning_rate"))
@@ -35,7 +35,7 @@ def runs(cwd: Path) -> dict[str, RunDirectory]:
 
 
 def numbers(printed: str) -> Any:
-    """The table of a sweep, without what no two runs share."""
+    """Return the table of a sweep, without values that differ between equal runs."""
     told = json.loads(printed)
     for run in told["runs"]:
         for key in ("name", "started", "seconds", "size_bytes"):
@@ -65,7 +65,7 @@ def until_step(cwd: Path, process: warm.Process, letter: str, step: int) -> RunD
 
 @pytest.fixture(scope="module")
 def whole(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A sweep left in peace: where, and what it printed. Only to be read."""
+    """Undisturbed sweep: its folder and output; read only."""
     cwd = tmp_path_factory.mktemp("whole")
     done = dpo(*arguments(shared), *GRID, "--json", cwd=cwd, timeout=HANG_SECONDS)
     assert done.returncode == 0, done.stderr
@@ -99,7 +99,7 @@ def test_killed_in_the_third_run_it_ends_with_the_same_table(
 def test_a_run_of_a_sweep_is_what_dpo_train_makes_of_it(
     shared: Path, tmp_path: Path, whole: tuple[Path, str]
 ) -> None:
-    """Forked from a process that has imported only, and with a reference from the cache."""
+    """The run is forked from a process that has only imports, and reads a cached reference."""
     options = arguments(shared)[1:]
     point = ("--set", "dpo.beta=5", "--set", "train.learning_rate=1e-3", "--plain")
     cache = tmp_path / "cache"

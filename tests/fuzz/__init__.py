@@ -1,1 +1,1 @@
-"""Hostile inputs by the thousand: `make fuzz`. What it found before is in `corpus/`."""
+"""Fuzzer with thousands of hostile inputs: `make fuzz`. `corpus/` has the inputs found before."""

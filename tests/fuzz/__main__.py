@@ -1,4 +1,4 @@
-"""`make fuzz`: mutated inputs of all kinds, for some seconds, by a seed."""
+"""Command line of `make fuzz`: mutated inputs of all kinds, for a time, with a seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs mutated inputs against a target within limits of time and memory."""
+"""Run mutated inputs against a target within limits of time and memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_GROWTH_KILOBYTES = 600_000
 
 
 class HangError(Exception):
-    """An input that took too long."""
+    """Raised for an input that takes too long."""
 
 
 def check(target: Target, content: bytes) -> None:
@@ -51,7 +51,7 @@ def check(target: Target, content: bytes) -> None:
 
 
 def inputs(target: Target, seed: int) -> Iterator[bytes]:
-    """Yield mutated inputs without end; the same for a seed."""
+    """Yield mutated inputs without end; a seed always gives the same ones."""
     rng = random.Random(f"{target.name} {seed}")
     examples = target.examples()
     while True:

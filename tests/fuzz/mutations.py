@@ -101,7 +101,7 @@ def mutate_value(rng: random.Random, value: Any) -> Any:
 
 
 class nested:  # noqa: N801 - a value of JSON that Python's encoder does not write
-    """Lists in lists; `json_text` writes them."""
+    """Return lists in lists, for `json_text`."""
 
     def __init__(self, depth: int) -> None:
         self.depth = depth

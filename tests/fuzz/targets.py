@@ -191,7 +191,7 @@ def _check_profile(content: bytes, folder: Path) -> None:
 
 
 def _row_files() -> list[bytes]:
-    """Suffix, newline, content."""
+    """Return name suffix, newline and content."""
     files = []
     for row in _ROWS:
         lines = "".join(json.dumps(row) + "\n" for _ in range(3)).encode()
@@ -277,7 +277,7 @@ def _check_checkpoint(content: bytes, folder: Path) -> None:
 
 @cache
 def _configs() -> list[bytes]:
-    """Family, newline, config.json."""
+    """Return model family, newline and config.json."""
     minimind = {"model_type": "minimind", "num_attention_heads": 2, "num_key_value_heads": 1,
                 "rope_theta": 1e6, "rms_norm_eps": 1e-6, "norm_topk_prob": True}  # fmt: skip
     examples = [b"minimind\n" + json.dumps(minimind).encode()]
@@ -353,7 +353,7 @@ def _mutate_template(rng: random.Random, content: bytes) -> bytes:
 
 
 def _check_template(content: bytes, folder: Path) -> None:
-    rendering._TRIAL_SECONDS = 1  # of processor time; a hang is not the fault that is looked for
+    rendering._TRIAL_SECONDS = 1  # of CPU time; this target does not search for hangs
     _write_tokenizer(folder, _tokenizer_json(), content.decode(errors="replace"))
     _encode_one(folder)
 
@@ -378,7 +378,7 @@ def _encode_one(folder: Path) -> None:
 
 @cache
 def _runs() -> list[bytes]:
-    """Name of a file, newline, its content."""
+    """Return name of a file, newline and content."""
     events = [*story.preparation(), *story.training(0, 60), story.at(99, story.SLOW)]
     events += [story.at(100, story.FAILED)]
     stream = "".join(to_json(event) + "\n" for event in events)
@@ -423,7 +423,7 @@ def _check_run(content: bytes, folder: Path) -> None:
 
 
 def _caches() -> list[bytes]:
-    """Number of a file in the entry; the mutation is in the bytes behind it."""
+    """Return number of a file in the entry; the mutation is in the bytes after it."""
     return [bytes([number]) + b"0" * 8 for number in range(3)]
 
 
@@ -477,8 +477,19 @@ _WORDS = (
         "..",
         "/",
         "~x",
+        "~x/y",
     ),
-    *("很" * 100, "𝄞" * 64, "data.data_path=\0", "run:a", "run:\0", "hf:x/y", "--line", "--at"),
+    *(
+        "很" * 100,
+        "𝄞" * 64,
+        "data.data_path=\0",
+        "~zz/a",
+        "run:a",
+        "run:\0",
+        "hf:x/y",
+        "--line",
+        "--at",
+    ),
     *("model.weights=" + "a" * 300, "data.data_path=['a', 1]", "train.seed=" + "9" * 5000),
 )
 
@@ -504,7 +515,7 @@ def _mutate_command_line(rng: random.Random, content: bytes) -> bytes:
 
 
 def _check_command_line(content: bytes, folder: Path) -> None:
-    words = [str(word).replace("\0", "") for word in json.loads(content)]  # as of any process
+    words = [str(word).replace("\0", "") for word in json.loads(content)]  # as for any process
     (folder / "p.toml").write_text('extends = "dense"\n[model]\nweights = "missing.pth"\n')
     (folder / "rows.jsonl").write_text(json.dumps(_ROWS[0]) + "\n")
     story.write(folder / "runs", "a", *story.whole())
@@ -514,7 +525,7 @@ def _check_command_line(content: bytes, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _no_processes() -> Iterator[None]:
-    """Refuse to start a worker or a download: the command line is what is tested."""
+    """Refuse to start a worker or a download, because the tests concern the command line."""
     import dpo_cli.run.processes as processes
 
     before = processes.start_child, os.environ.get("HF_HUB_OFFLINE")

@@ -1,4 +1,4 @@
-"""A short run of the fuzzer with a fixed seed, and every input that it found before."""
+"""Tests with a short run of the fuzzer with a fixed seed, and with each input found before."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ def test_a_fault_would_be_found() -> None:
 
 
 @pytest.mark.parametrize("path", FOUND, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_what_was_found_before_is_handled(path: Path) -> None:
+def test_inputs_found_before_are_handled(path: Path) -> None:
     check(TARGETS[path.parent.name], path.read_bytes())

@@ -11,7 +11,7 @@ from tests.support.written import Row, rows_of_every_format
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """Stand-in of the Hub, which this process uses with a cache in `tmp_path / "home"`."""
+    """Stand-in of the Hub for this process, with a cache in `tmp_path / "home"`."""
     with running() as server:
         use_here(monkeypatch, server.url, tmp_path / "home")
         yield server

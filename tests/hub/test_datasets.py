@@ -1,10 +1,13 @@
-"""Data sets of the Hub as sources of pairs, with a local server in its place."""
+"""Tests of data sets of the Hub as sources of pairs, with a local server."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -20,8 +23,9 @@ from dpo_cli.data.row_writers import Layout
 from dpo_cli.data.sources import Source
 from dpo_cli.data.tokens import EncodedRows
 from dpo_cli.errors import DpoError
-from dpo_cli.hub.datasets import fetch_data, fetch_first
-from tests.support.hub import Hub, use_here
+from dpo_cli.hub.datasets import fetch_data, fetch_first, find_data
+from tests.support.cli import HANG_SECONDS
+from tests.support.hub import Hub, cached, use_here, wait_until_cached
 from tests.support.hub_shapes import SHAPES, orca_pairs, readme, ultrafeedback_binarized
 from tests.support.written import Row, jsonl
 
@@ -53,7 +57,7 @@ def test_each_shape_gives_the_tokens_of_its_pairs(
     for column in ("ids", "lengths", "shared", "answers"):
         assert torch.equal(getattr(found, column), getattr(expected, column)), column
     assert fetch_data(name).name.startswith(f"hf:them/set@{commit}:")
-    # Nothing but the files of this split was downloaded.
+    # Only the files of this split were downloaded.
     read = [f"datasets/{file}" for file in fetch_data(name).files]
     assert {f"datasets/{body}" for body in hub.bodies} - {"datasets/README.md"} == {*read}
 
@@ -68,7 +72,7 @@ def test_rows_are_named_by_file(hub: Hub, rows: list[Row]) -> None:
 
 
 def test_files_of_equal_content_are_two_files(hub: Hub) -> None:
-    """In the cache they are links to the same file."""
+    """In the cache both files are links to the same file."""
     hub.push("them/set", {"train/a.jsonl": jsonl([PAIR]), "train/b.jsonl": jsonl([PAIR])})
     assert Source((Path("hf:them/set"),)).look().numbers == 2
     twice = Source((Path("hf:them/set"), Path("hf:them/set:default")))
@@ -89,7 +93,7 @@ def test_a_commit_stays_the_same(hub: Hub, tmp_path: Path, monkeypatch: pytest.M
     first = fetch_data("hf:them/set")
     newer = hub.push("them/set", {"train.jsonl": jsonl([PAIR] * 3)})
     hub.push("them/set", {"train.jsonl": jsonl([PAIR] * 5)}, branch="refs/convert/parquet")
-    use_here(monkeypatch, hub.url, tmp_path / "home")  # as a new process
+    use_here(monkeypatch, hub.url, tmp_path / "home")  # like a new process
     assert first.name == f"hf:them/set@{older}:default/train"
     assert Source((Path(first.name),)).look().numbers == 1
     assert fetch_data("hf:them/set").name == f"hf:them/set@{newer}:default/train"
@@ -106,7 +110,7 @@ def test_the_cache_needs_no_network(
     hub.asked.clear()
     use_here(monkeypatch, hub.url, tmp_path / "home")
     assert fetch_data(name).name == name
-    assert not hub.asked  # a known commit needs no look-up
+    assert not hub.asked  # a known commit needs no request
     for url, offline in ((hub.url, True), ("http://127.0.0.1:1", False)):
         for wanted in ("hf:them/set", "hf:them/set@main", name):
             use_here(monkeypatch, url, tmp_path / "home", offline=offline)
@@ -156,7 +160,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_what_cannot_be_had(name: str, hub: Hub) -> None:
+def test_unavailable_data_sets_are_errors(name: str, hub: Hub) -> None:
     hub.push("them/set", {"train.jsonl": jsonl([PAIR])})
     hub.push("them/gated", {"train.jsonl": jsonl([PAIR])})
     hub.push("them/script", {"script.py": b"raise SystemExit", "README.md": b"# Hello"})
@@ -167,6 +171,35 @@ def test_what_cannot_be_had(name: str, hub: Hub) -> None:
     assert message in caught.value.message
     assert remedy in caught.value.remedy
     assert "script.py" not in hub.bodies
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_killed_download_goes_on_with_the_missing_files(
+    shape: str, hub: Hub, rows: list[Row], tmp_path: Path
+) -> None:
+    """The process is killed in the middle of the last file; the earlier ones have arrived."""
+    pytest.importorskip("pyarrow")
+    make, name, _ = SHAPES[shape]
+    files = make(rows)
+    hub.push("them/set", files)
+    *earlier, last = find_data(name).files
+    hub.cut[last] = len(files[last]) // 2
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            fetch_data(name)
+        os._exit(1)
+    assert hub.stalled.wait(HANG_SECONDS)
+    for file in earlier:
+        wait_until_cached(tmp_path / "home", file)
+    os.kill(child, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert not cached(tmp_path / "home", last)
+    hub.cut.clear()
+    hub.go_on.set()
+    found = fetch_data(name)
+    assert [path.read_bytes() for path in found.paths] == [files[file] for file in found.files]
+    assert {file: hub.bodies.count(file) for file in earlier} == dict.fromkeys(earlier, 1)
 
 
 def test_names_that_are_patterns_are_names(hub: Hub) -> None:
@@ -215,7 +248,9 @@ def test_a_terminal_shows_one_line_of_progress_and_removes_it(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, stream: type[io.StringIO]
 ) -> None:
     states = importlib.import_module("huggingface_hub.utils.tqdm").progress_bar_states
-    monkeypatch.delitem(states, "_global", raising=False)  # other code in this process sets it
+    monkeypatch.delitem(
+        states, "_global", raising=False
+    )  # other code in this process sets the variable
     hub.push("them/set", {"README.md": b"# Set", "train.jsonl": jsonl([PAIR] * 9000)})
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", stream())

@@ -1,4 +1,4 @@
-"""`dpo init` with data and models of the Hub: first rows fill in the profile, errors are short."""
+"""Tests of `dpo init` with data and models of the Hub: values from the first rows, short errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def init(capsys: pytest.CaptureFixture[str]) -> Any:
     def run(*words: str) -> tuple[int, list[str], list[str]]:
         code = app.main(["init", "my", *words])
         shown = capsys.readouterr()
-        # The server in this process, and the log of huggingface_hub, write there, too.
+        # The server in this process and huggingface_hub log there, too.
         ours = ("error: ", "help: ")
         errors = [line for line in shown.err.splitlines() if line.startswith(ours)]
         return code, shown.out.splitlines(), errors
@@ -56,7 +56,7 @@ def test_the_first_rows_fill_in_the_profile(hub: Hub, rows: list[Row], init: Any
         " less may be chance (95 %).",
         "next: dpo check profiles/my.toml",
     ]
-    # Of all files only the first of this split was downloaded, and nothing of the model.
+    # Only the first file of this split was downloaded, and no file of the model.
     assert hub.bodies == ["README.md", "data/train_prefs-00000-of-00002.parquet"]
     profile = written()
     assert profile.model.weights == MODEL[1]

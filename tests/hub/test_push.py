@@ -1,4 +1,4 @@
-"""Uploads of exported models, with a local server in the place of the Hub."""
+"""Tests of uploads of exported models, with a local server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAME = "me/model"
 
 @pytest.fixture(scope="module")
 def trained(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """A run with held-out pairs, without an export."""
+    """Run with held-out pairs, without an export."""
     root = tmp_path_factory.mktemp("pushed-runs")
     changes = {"train.epochs": 1, "eval.interval": 0}
     run = workers.new_run(root / "runs", golden_run(shared, "seed", False, **changes))
@@ -37,7 +37,7 @@ def trained(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirect
 
 @pytest.fixture(scope="module")
 def exported(trained: RunDirectory) -> RunDirectory:
-    """The same run after its first push, which has exported it."""
+    """Return the run after its first push, which has exported it."""
     with running() as hub, pytest.MonkeyPatch.context() as patch:
         use_here(patch, hub.url, trained.path.parent / "home")
         patch.setenv("HF_TOKEN", TOKEN)
@@ -47,7 +47,7 @@ def exported(trained: RunDirectory) -> RunDirectory:
         assert report.newest_step == report.optimizer_step
         assert hub.repositories["models", NAME].is_private
         assert files_of(hub, NAME) == contents(report.path)
-        # The second push sends nothing that the Hub has.
+        # The second push sends no file that the Hub has.
         again = Run(trained).push(NAME)
         assert not again.is_new_export
         assert len(hub.put) == len(set(hub.put)) == 2
@@ -88,7 +88,7 @@ def test_nothing_but_the_export_is_sent(exported: RunDirectory, hub: Hub, tmp_pa
     plan = exported.read_plan()
     assert plan is not None
     for secret in (exported.name, exported.path, tmp_path, Path.home(), socket.gethostname()):
-        # A home such as / is in every text.
+        # A home directory such as / is part of every text.
         text = str(secret).removeprefix("/")
         assert not text or len(text) < 5 or text.encode() not in everything, secret
     assert b"notes of mine" not in everything
@@ -132,7 +132,7 @@ def test_an_interrupted_push_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The process is killed while it sends the weights; the tokenizer has arrived."""
+    """The process is killed while it sends the weights, after the tokenizer."""
     source = exported.path / "hub"
     with running() as hub:
         hub.stall_at = (source / "model.safetensors").stat().st_size

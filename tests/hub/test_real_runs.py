@@ -1,9 +1,8 @@
-"""The real `dpo` with data of the Hub: one line trains; killed downloads and old commits go on."""
+"""Tests of the real `dpo` with data of the Hub: training, killed downloads and old commits."""
 
 from __future__ import annotations
 
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 import dpo_cli
 from tests.support.cli import DPO, HANG_SECONDS, Run, run_in
 from tests.support.cli import environment as own_environment
-from tests.support.hub import Hub, environment, running, use_here
+from tests.support.hub import Hub, environment, running, use_here, wait_until_cached
 from tests.support.hub_shapes import ultrafeedback_binarized
 from tests.support.small_runs import golden_settings, small_run
 from tests.support.written import Row
@@ -20,17 +19,10 @@ TRAIN, HELD_OUT = "hf:them/set", "hf:them/set:default/test_prefs"
 
 
 def dpo(cwd: Path, hub: Hub, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run `dpo` in a process of its own, because huggingface_hub reads its settings once."""
+    """Run `dpo` in its own process, because huggingface_hub reads its settings once."""
     done = run_in(cwd, [*DPO, *words], **environment(hub.url, cwd / "home"))
     assert done.returncode == 0, done.stderr + done.stdout
     return done
-
-
-def wait_for(cwd: Path, pattern: str) -> None:
-    until = time.monotonic() + HANG_SECONDS
-    while not list(cwd.glob(pattern)):
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def test_a_run_is_started_killed_resumed_and_its_commit_kept(
@@ -50,14 +42,14 @@ def test_a_run_is_started_killed_resumed_and_its_commit_kept(
             stderr=subprocess.DEVNULL,
         )
         assert hub.stalled.wait(HANG_SECONDS)
-        wait_for(tmp_path, "home/hub/datasets--*/snapshots/*/data/train_prefs-00000*")
+        wait_until_cached(tmp_path / "home", "data/train_prefs-00000*")
         process.kill()
         process.wait()
         assert not (tmp_path / "runs").exists()
         hub.cut.clear()
         hub.go_on.set()
         dpo(tmp_path, hub, *words)
-        # The file that was complete is not downloaded again.
+        # The complete file is not downloaded again.
         assert hub.bodies.count("data/train_prefs-00000-of-00002.parquet") == 1
         run = Run.only(tmp_path)
         assert len(run.steps) == 6
@@ -66,7 +58,7 @@ def test_a_run_is_started_killed_resumed_and_its_commit_kept(
         pinned = f"hf:them/set@{commit}:default"
         assert plan.settings["data"]["data_path"] == f"{pinned}/train_prefs"
         assert plan.settings["eval"]["path"] == f"{pinned}/test_prefs"
-        # A new commit changes nothing, and the Hub is not asked. A name that a resume sets is
+        # A new commit changes nothing, and the Hub gets no request. A name that a resume sets is
         # pinned like that of a new run.
         hub.push("them/set", ultrafeedback_binarized(rows[::-1]))
         hub.asked.clear()
@@ -84,7 +76,7 @@ def test_a_run_is_started_killed_resumed_and_its_commit_kept(
             "columns not written: 'prompt_id' (24 rows), 'messages' (24 rows), 'score_chosen'"
             " (24 rows), 'score_rejected' (24 rows)",
         ]
-        # Evaluations, checks and pages of pairs take the same names.
+        # Evaluations, checks and pages of pairs accept the same names.
         monkeypatch.chdir(tmp_path)
         use_here(monkeypatch, hub.url, tmp_path / "home")
         by_name, by_file = (

@@ -1,4 +1,4 @@
-"""Files of a configuration and a split, by README.md or by the names of the files."""
+"""Tests of the files of a configuration and a split, by README.md or by file names."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ ERRORS: dict[str, tuple[list[str], dict[str, Any], str, str, str]] = {
 
 
 @pytest.mark.parametrize("case", ERRORS)
-def test_what_cannot_be_chosen_is_listed(case: str) -> None:
+def test_wrong_selections_are_errors_with_a_remedy(case: str) -> None:
     files, metadata, name, message, remedy = ERRORS[case]
     wanted, _, split = name.partition("/")
     with pytest.raises(DpoError) as caught:

@@ -1,4 +1,4 @@
-"""One line trains on each shape of data that the Hub has."""
+"""Tests that one command trains on each shape of data on the Hub."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.written import Row
 def test_each_shape_trains_with_the_same_losses(
     hub: Hub, shared: Path, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They hold the same pairs, and no pair is cut; the cache trains without a network."""
+    """All shapes hold the same pairs, and no pair is cut; the cache trains without a network."""
     pytest.importorskip("pyarrow")
     short = sorted(rows, key=lambda row: len(str(row)))[:8]
     losses = {}

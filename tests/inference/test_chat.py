@@ -1,4 +1,4 @@
-"""Answers of a model, and conversations."""
+"""Tests of answers of a model, and of conversations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HOT = {"temperature": 1.0, "seed": 4}
 
 
 class Model:
-    """A small MiniMind of a kind, and its tokenizer."""
+    """Small MiniMind of a kind, and its tokenizer."""
 
     def __init__(self, shared: Path, version: str, kind: str) -> None:
         name = f"full_sft_64{'_moe' if kind == 'moe' else ''}.pth"
@@ -65,7 +65,7 @@ def test_greedy_answers_equal_those_of_transformers(model: Model) -> None:
 
 
 def test_answers_stop_at_every_end_of_the_model_and_of_the_tokenizer(shared: Path) -> None:
-    """Its tokenizer ends a text with 700, its generation_config.json an answer with 700 or 703."""
+    """The tokenizer ends a text with 700, generation_config.json an answer with 700 or 703."""
     folder = shared / "cases/models/turn-end"
     weights = load_model_weights(folder, {})
     assert stop_ids_of(weights.architecture, 699) == {699, 700, 703}
@@ -146,7 +146,7 @@ def test_an_answer_ends_at_the_last_position_of_the_model(
 def test_a_conversation_keeps_all_turns(model: Model) -> None:
     conversation = Conversation(model.speaker(), "be brief")
     first = conversation.ask("hello")
-    said = next(first) + next(first) + next(first)  # it was stopped here
+    said = next(first) + next(first) + next(first)  # the answer was stopped here
     assert conversation.messages == [
         {"role": "system", "content": "be brief"},
         *asked("hello"),

@@ -1,4 +1,4 @@
-"""Weights of a run, of a file, and of a Hugging Face folder."""
+"""Tests of weights of a run, of a file, and of a Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_best_checkpoint_and_the_reference_of_a_run(run: RunDirectory, share
 
 
 def test_a_run_as_the_reference_of_another_profile(run: RunDirectory) -> None:
-    # Log-probs of a reference are kept by its fingerprint: each state needs one of its own.
+    # Log-probs of a reference are cached by its fingerprint, so each checkpoint needs its own.
     newest = open_model(NamedModel(run.path, run), {}).model_weights
     profile = load_profile(run.profile_path, [f"model.reference=run:{run.name}"]).profile
     reference = open_reference(profile, run.path.parent, None).model_weights

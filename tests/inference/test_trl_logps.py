@@ -1,4 +1,4 @@
-"""Evaluation of pairs with several turns against TRL's own losses, recorded beside this."""
+"""Tests of evaluation of pairs with several turns against TRL's recorded losses."""
 
 from __future__ import annotations
 

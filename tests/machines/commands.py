@@ -1,8 +1,8 @@
-"""Commands of `dpo` one after another in one process, on the stub platform of `stub/`.
+"""Run commands of `dpo` in one process, one after another, on the stub platform of `stub/`.
 
-Reads a JSON list from standard input and writes the results as JSON to the file that is its
-argument. Each item is {"words": [...], "cwd": "..."} for a command line, or {"code": "..."} for
-statements that run as if they were a module of `dpo_cli`.
+Reads a JSON list from standard input and writes the results as JSON to the file given as argument.
+Each item is {"words": [...], "cwd": "..."} for a command line, or {"code": "..."} for statements
+that run as if they were a module of `dpo_cli`.
 """
 
 from __future__ import annotations

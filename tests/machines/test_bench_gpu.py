@@ -1,4 +1,4 @@
-"""`make bench-gpu`: parts are saved at once, are not repeated, and stop in time."""
+"""Tests of `make bench-gpu`: results are saved at once and kept, and a call ends in time."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def options(**changes: Any) -> argparse.Namespace:
 
 
 class Parts:
-    """Stands for the processes of the parts."""
+    """Fake `_run_json` that returns given results of parts."""
 
     def __init__(self, results: dict[str, dict[str, Any] | None]) -> None:
         self.results, self.ran = results, list[str]()
@@ -65,15 +65,15 @@ def test_parts_are_saved_at_once_and_not_repeated(
         return parts(command, seconds)
 
     parts = Parts({"MiniMind, tiny/dpo, cold": {"error": "CUDA out of memory"}})
-    monkeypatch.setattr(gpu, "_answer", fail_at_the_third)
+    monkeypatch.setattr(gpu, "_run_json", fail_at_the_third)
     with pytest.raises(KeyboardInterrupt):
-        gpu.run_missing(options(), gpu._begun(path, device), path, tmp_path)
+        gpu.run_missing(options(), gpu._load_report(path, device), path, tmp_path)
     saved = json.loads(path.read_text(encoding="utf-8"))["parts"]
     assert [*saved] == ["MiniMind, tiny/plain loop", "MiniMind, tiny/dpo, cold"]
 
     parts = Parts({})
-    monkeypatch.setattr(gpu, "_answer", parts)
-    report = gpu._begun(path, device)
+    monkeypatch.setattr(gpu, "_run_json", parts)
+    report = gpu._load_report(path, device)
     assert gpu.run_missing(options(), report, path, tmp_path) == 0
     assert not {*saved} & {*parts.ran}
     assert len(parts.ran) == 4  # a failed part is a result, too; without TRL its parts are left out
@@ -84,7 +84,7 @@ def test_parts_are_saved_at_once_and_not_repeated(
     with_trl.trl = Path("python")
     gpu.run_missing(with_trl, report, path, tmp_path)
     assert parts.ran[4:] == ["MiniMind, tiny/TRL", "Qwen3, tiny/TRL"]
-    assert gpu._begun(path, {**device, "torch": "3"})["parts"] == {}
+    assert gpu._load_report(path, {**device, "torch": "3"})["parts"] == {}
 
     table = gpu.as_table(json.loads(path.read_text(encoding="utf-8")))
     assert table.startswith("# Card\n\ntorch 2.")
@@ -100,16 +100,16 @@ def test_a_call_ends_in_time(
     clock = iter([0.0, 0.0, 400.0, 590.0])
     monkeypatch.setattr(gpu.time, "monotonic", lambda: next(clock))
     parts = Parts({"MiniMind, tiny/plain loop": None})
-    monkeypatch.setattr(gpu, "_answer", parts)
+    monkeypatch.setattr(gpu, "_run_json", parts)
     report: dict[str, Any] = {"parts": {}}
-    # The first part had a whole call and gave no result; the second call has no time left for it.
+    # The first part had the time of a whole call and gave no result; then the time is over.
     assert gpu.run_missing(options(), report, tmp_path / "card.json", tmp_path) == 4
     assert "no result" in report["parts"]["MiniMind, tiny/plain loop"]["error"]
     assert parts.ran == ["MiniMind, tiny/plain loop", "MiniMind, tiny/dpo, cold"]
 
     clock = iter([0.0, 500.0])
     parts = Parts({"MiniMind, tiny/dpo, warm": None})
-    monkeypatch.setattr(gpu, "_answer", parts)
+    monkeypatch.setattr(gpu, "_run_json", parts)
     assert gpu.run_missing(options(), report, tmp_path / "card.json", tmp_path) == 4
     assert "MiniMind, tiny/dpo, warm" not in report["parts"], "the next call tries it again"
 
@@ -131,7 +131,7 @@ def test_a_part_on_a_cpu(gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.Mo
     command = [sys.executable, script, "--device", "cpu", "--quick"]
     command += ["--part", "Qwen3, tiny/dpo, cold", "--folder", str(tmp_path)]
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    result = gpu._answer(command, gpu.SECONDS)
+    result = gpu._run_json(command, gpu.SECONDS)
     assert result.get("error") is None, result
     assert result["pairs"] == 8
     assert len(result["step_seconds"]) == 2

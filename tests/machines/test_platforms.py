@@ -1,6 +1,6 @@
-"""macOS and Windows, as far as they can be had on Linux: without what only Linux has.
+"""Tests of macOS and Windows as far as Linux allows: without functions that only Linux has.
 
-`stub/sitecustomize.py` hides functions, modules and files from the project's own modules. Nothing
+`stub/sitecustomize.py` hides functions, modules and files from the project's own modules. No test
 here ran on a Mac or on Windows; see `docs/machines.md`.
 """
 
@@ -256,7 +256,7 @@ def _name(item: list[str] | str) -> str:
 
 
 class TestControl:
-    """The stub hides what it says, and nothing that exists there."""
+    """Tests that the stub hides what it should, and nothing else."""
 
     @pytest.mark.parametrize("statement", MISSING["darwin"])
     def test_missing_on_macos(self, on_macos: dict[str, Result], statement: str) -> None:
@@ -288,7 +288,7 @@ class TestMacos:
     def test_a_resumed_run_ends_with_the_same_weights(
         self, on_macos: dict[str, Result], folder: Path
     ) -> None:
-        """The whole run is of a sweep, whose worker is a new process there, not a fork."""
+        """The uninterrupted run is from a sweep, whose worker is a new process here, not a fork."""
         assert not on_macos[TRAIN.format(settings=SETTINGS)].trace
         stopped, whole = (_newest(folder, name) for name in ("stopped", "whole-A"))
         assert stopped.is_completed

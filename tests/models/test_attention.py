@@ -26,7 +26,7 @@ from tests.support.attention import dense, random, visible_in
 def test_packed_rows_match_dense_attention(
     segments: list[PairSegments], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Output and gradients, of torch's attention for each sequence and of both GPU kernels."""
+    """Compares output and gradients of torch's attention per sequence and of both GPU kernels."""
     total = sum(pair.total for pair in segments)
     inputs = random(1, 4, total, 8), random(1, 2, total, 8), random(1, 2, total, 9)[..., :6]
     inputs = tuple(tensor.requires_grad_() for tensor in inputs)
@@ -115,7 +115,7 @@ PLAIN_KERNELS = {
 
 @pytest.mark.parametrize("kernel", ["flash", "efficient"])
 def test_plain_kernels_have_the_arguments_of_the_operators(kernel: varlen.Kernel) -> None:
-    """Name by name and in order, so that an operator that changes is not called any more."""
+    """The arguments are compared by name and order, so that a changed operator is not called."""
     name = f"_{kernel}_attention_forward"
     own = inspect.signature(PLAIN_KERNELS[name]).parameters
     assert list(own) == varlen._ARGUMENTS[kernel].split()

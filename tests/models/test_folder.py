@@ -1,4 +1,4 @@
-"""Hugging Face directories: loaded models compute the same logits as in transformers."""
+"""Tests of Hugging Face directories: loaded models compute the same logits as in transformers."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def loading_error(path: Path, **overrides: Any) -> DpoError:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_gives_the_logits_of_transformers(family: str, tmp_path: Path) -> None:
-    """Also for weights in several parts, and after a round trip through the plan's plain values."""
+    """Weights may be in several parts, and the plan's plain values give the same model."""
     build(family).save_pretrained(tmp_path, max_shard_size="40KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     model_weights = load_model_weights(tmp_path, {})
@@ -130,7 +130,7 @@ def test_padding_token_gets_a_gradient(llama: Path, change: Change) -> None:
 
 
 def test_a_directory_that_is_a_link_is_replaced(llama: Path, tmp_path: Path) -> None:
-    """As a file that is a link: nothing is written where it leads."""
+    """Like a file that is a link: nothing is written to the target."""
     weights = load_model_weights(llama, {})
     assert isinstance(weights.architecture, HuggingFace)
     outside, link = tmp_path / "outside", tmp_path / "rlhf"
@@ -284,7 +284,7 @@ class TestBadDirectories:
 
     @pytest.mark.parametrize("kind", ["bert", "clip", "t5", "gemma3"])
     def test_not_a_text_only_language_model(self, llama: Path, kind: str) -> None:
-        """BERT has a causal class, too; then the weights do not fit."""
+        """BERT has a causal class too, but its weights do not fit."""
         (llama / "config.json").write_text(json.dumps({"model_type": kind}))
         error = loading_error(llama)
         assert "not a text-only causal language model" in error.message or "not a complete" in str(

@@ -1,4 +1,4 @@
-"""Default of train.max_tokens_per_forward."""
+"""Tests of the default of train.max_tokens_per_forward."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_cpu_has_a_constant() -> None:
 
 
 class OnGpu(Device):
-    """A GPU that is only named."""
+    """Device that pretends to be a GPU."""
 
     @property
     def versions(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Greedy generation matches transformers for every model family; sampling follows its settings."""
+"""Tests that greedy generation equals transformers, and that sampling follows its settings."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_weights_are_cast_once_per_answer() -> None:
         tokens = generate(model, torch.arange(1, 4), device=device, stop_ids=(), max_new_tokens=5)
         assert len(list(tokens)) == 5
         assert casts.count == 2 * 7 + 1
-        # An answer that is not read to its end leaves nothing behind.
+        # An answer that is not read to its end leaves no cast weights in the model.
         tokens = generate(model, torch.arange(1, 4), device=device, stop_ids=(), max_new_tokens=5)
         next(tokens)
         tokens.close()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Weights and settings that describe far more than they contain: refused in bounded memory."""
+"""Tests of weights and settings that describe more than they contain: refused in bounded memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SMALL = {"version": 3, "hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 
 
 @pytest.fixture(autouse=True)
 def bounded_memory() -> Iterator[None]:
-    """No case may take more than a quarter of a gigabyte."""
+    """Assert that a test takes at most a quarter of a gigabyte."""
     with memory.at_most(250_000_000):
         yield
 

@@ -1,4 +1,4 @@
-"""Logits, log-probs and gradients of golden/arch in both layouts; errors for bad files."""
+"""Tests of logits, log-probs and gradients of golden/arch in both layouts, and of bad files."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ class TestBadFiles:
     def test_a_file_that_is_overwritten_later(
         self, state: dict[str, Tensor], tmp_path: Path
     ) -> None:
-        """In place, as `cp` writes: what was read stays what it was."""
+        """The file is overwritten in place, as by `cp`; loaded weights stay unchanged."""
         path = tmp_path / "full_sft_64.safetensors"
         save_file({name: tensor.clone() for name, tensor in state.items()}, path)
         weights = load_model_weights(path, {})
@@ -222,7 +222,7 @@ class TestBadFiles:
     def test_a_file_that_changes_while_it_is_read(
         self, state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Else the fingerprint would be of other weights than those that were read."""
+        """Otherwise the fingerprint could belong to other weights than the loaded ones."""
         path = self.save(tmp_path, state)
 
         def write_and_hash(path: Path) -> str:

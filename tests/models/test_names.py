@@ -1,4 +1,4 @@
-"""Weights saved from inside wrappers, adapters, and files that only look like weights."""
+"""Tests of weights saved from inside wrappers, of adapters, and of files that are no weights."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def test_pointer_in_a_directory(name: str, llama: Path, tmp_path: Path) -> None:
 
 
 def test_content_decides_between_the_two_forms(minimind: dict[str, Tensor], tmp_path: Path) -> None:
-    """A file under the suffix of the other form."""
+    """The file has the suffix of the other form."""
     copies = {name: tensor.clone() for name, tensor in minimind.items()}
     save_file(copies, tmp_path / "a.pth")
     (tmp_path / "b.safetensors").write_bytes(torch_bytes(minimind))

@@ -1,4 +1,4 @@
-"""Rounding to half precision: unbiased, exact where possible, never to infinity."""
+"""Tests of rounding to half precision: unbiased, exact if possible, never to infinity."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def rounded(values: Tensor, dtype: torch.dtype, seed: int = 0) -> Tensor:
 
 
 def every_number(dtype: torch.dtype) -> Tensor:
-    """All 65,536 bit patterns that are finite numbers."""
+    """Return all of the 65,536 bit patterns that are finite numbers."""
     patterns = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
     numbers = patterns.view(dtype)
     return numbers[numbers.isfinite()]
@@ -32,7 +32,7 @@ def neighbors(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def some_values(dtype: torch.dtype) -> Tensor:
-    """Values of both signs and of every magnitude that the dtype and float32 share."""
+    """Return values of both signs and of every magnitude that the dtype and float32 share."""
     generator = torch.Generator().manual_seed(5)
     limits = torch.finfo(dtype)
     least = max(limits.smallest_normal * limits.eps, torch.finfo(torch.float32).smallest_normal)

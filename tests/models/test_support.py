@@ -1,4 +1,4 @@
-"""Every model is scored exactly as by its own forward, in packed rows if it supports them."""
+"""Tests that every model is scored as by its own forward, in packed rows if it supports them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_scores_match_the_plain_forward(family: str) -> None:
 
 @pytest.mark.parametrize("family", UNSUPPORTED)
 def test_packed_rows_of_unsupported_models_fail_or_are_wrong(family: str) -> None:
-    """So every reason is needed, and a trial alone would find each failure."""
+    """Each reason is needed, and a trial alone would find each failure."""
     model = build(family).eval()
     with torch.no_grad():
         expected = plain_logps(family, some_pairs())

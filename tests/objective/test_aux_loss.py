@@ -1,4 +1,4 @@
-"""The aux_loss against plain formulas of both MiniMind versions."""
+"""Tests of the aux_loss against plain formulas of both MiniMind versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every loss against golden/trl, computed by TRL, or against the formula of its paper."""
+"""Tests of each loss against golden/trl, computed by TRL, or against the formula of its paper."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ def test_robust_dpo_is_unbiased_under_flipped_labels() -> None:
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if LOSSES[name].whole_batch])
 def test_whole_batch_losses_are_not_means_over_pairs(name: LossName) -> None:
-    """So their micro-batches must not be regrouped, while those of other losses may."""
+    """Their micro-batches must not be regrouped, while those of other losses may."""
     dpo, fields = Dpo(loss=name), some_pairs()
     fields["tokens"] = torch.arange(1.0, 7.0, dtype=torch.float64)
 
@@ -259,8 +259,8 @@ def test_all_other_losses_are_means_over_pairs(name: LossName) -> None:
 def test_losses_without_a_reference_do_not_depend_on_it(name: LossName) -> None:
     dpo, fields = Dpo(loss=name), some_pairs()
     others = fields | {key: torch.zeros(6) for key in fields if key.startswith("reference")}
-    ours, theirs = (pair_losses(pairs_of(**each, dpo=dpo), dpo) for each in (fields, others))
-    assert torch.equal(ours, theirs)
+    ours, expected = (pair_losses(pairs_of(**each, dpo=dpo), dpo) for each in (fields, others))
+    assert torch.equal(ours, expected)
 
 
 class TestDivergences:

@@ -1,4 +1,4 @@
-"""Metrics of held-out pairs against a plain computation, and intervals against published ones."""
+"""Tests of held-out metrics against a plain computation, and of intervals by published ones."""
 
 from __future__ import annotations
 

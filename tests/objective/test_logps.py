@@ -1,4 +1,4 @@
-"""Fused head log-probs against log-softmax and gather: values and gradients."""
+"""Tests of fused head log-probs against log-softmax and gather: values and gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses and gradients against golden/dpo_loss, computed by the reference scripts."""
+"""Tests of losses and gradients against golden/dpo_loss, computed by MiniMind's script."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_loss_at_equal_policy_and_reference(dpo: Dpo, start: float | None) -> No
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_known_start_is_one_value_for_every_pair(name: LossName) -> None:
-    """Whatever the policy's log-probs and the lengths of the responses."""
+    """This holds for any log-probs of the policy and any lengths of the responses."""
     dpo = Dpo(loss=name)
     token_logps = -torch.rand(8, 5, generator=torch.Generator().manual_seed(4))
     mask = torch.arange(5) < torch.tensor([5, 3, 1, 2, 4, 4, 2, 5]).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""A tie is a difference that rounding alone can explain."""
+"""Tests of ties: differences that rounding alone can explain."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def preferred(nats: float, *tables: Tensor, reduction: Reduction = "sum") -> boo
 
 
 def test_the_bound_is_the_root_of_the_summed_squares() -> None:
-    # masked tokens have no say, and a sure token counts as one nat
+    # masked tokens do not count, and a certain token counts as one nat
     bound = ROUNDING_FACTOR * EPSILON * math.sqrt(9 + 16 + 144 + 1 + 1)
     assert not preferred(0.0)
     assert not preferred(-1.0)
@@ -52,7 +52,7 @@ def test_the_bound_follows_the_dtype_of_the_log_probs() -> None:
 
 
 def test_no_step_that_float32_can_show_is_a_tie() -> None:
-    """250 tokens a response at 2 nats: a shift of every token by one part in a million is seen."""
+    """At 250 tokens of 2 nats, a shift of every token by one millionth is no tie."""
     policy = torch.full((2, 250), -2.0)
     mask = torch.ones(2, 250).bool()
     moved = policy.clone()
@@ -69,7 +69,7 @@ def test_a_tie_counts_half_and_nan_nothing() -> None:
 
 @pytest.mark.parametrize("dpo", [{}, {"beta": 50.0, "reduction": "mean"}, {"loss": "simpo"}])
 def test_rewards_and_both_preferences_count_ties_alike(dpo: dict[str, Any]) -> None:
-    """Pairs: all but equal, and clearly apart; nothing that counts calls rounding a success."""
+    """Pairs are almost equal or clearly different; no metric counts a rounding error as success."""
     noise = 4 * EPSILON
     policy = torch.tensor([[-2.0, -1.0], [-1.0, -1.0], [-2.0, -1.0 - noise], [-3.0, -1.0]])
     reference = torch.tensor([[-2.0, -1.0 - noise], [-2.0, -1.0], [-2.0, -1.0], [-2.0, -1.0]])

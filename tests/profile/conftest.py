@@ -23,7 +23,7 @@ data_path = "dpo.jsonl"
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, where messages show paths relative to it."""
+    """Working directory, to which paths in messages are relative."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -1,4 +1,4 @@
-"""The keys that each intermediate result depends on."""
+"""Tests of the keys that each intermediate result depends on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_loss() -> None:
 
 
 def test_reference() -> None:
-    """All keys but these change bits of a reference log-prob, or decide which pairs have one."""
+    """All other keys change bits of a reference log-prob, or decide which pairs have one."""
     independent = {
         *(key for key in KEYS if key.startswith(("dpo.", "export.", "launch.", "track."))),
         *("train.epochs", "train.learning_rate", "train.schedule", "train.warmup_iters"),

@@ -1,4 +1,4 @@
-"""Search for MiniMind's files, other models and pairs."""
+"""Tests of the search for MiniMind's files, other models and pairs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Doctrine of recipes: measured limits, remedies, and agreement of all places that propose."""
+"""Tests of the recipe rules: measured limits, remedies, and agreement of all proposals."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
 
 
 def current(rate: float, steps: int = 100, **changes: Any) -> RunRecipe:
-    """A run of the proposed loss, unless `changes` say otherwise."""
+    """Return a run of the proposed loss, with `changes`."""
     values = {
         "reduction": doctrine.REDUCTION,
         "beta": doctrine.BETA,
@@ -38,7 +38,7 @@ def current(rate: float, steps: int = 100, **changes: Any) -> RunRecipe:
 
 
 def remedies() -> Iterator[tuple[RunRecipe, str]]:
-    """Every remedy for many runs."""
+    """Return the remedies of many runs."""
     for rate in (1e-8, 1e-6, 5e-6, 3e-5, 1e-3):
         for steps in (1, 15, 400, 10_000):
             for parameters in (1_000, SMALL, LARGE):
@@ -54,7 +54,7 @@ def remedies() -> Iterator[tuple[RunRecipe, str]]:
 
 
 def is_intact(point: dict[str, Any]) -> bool:
-    """Neither the held-out loss nor the answers got worse, as `run/verdict.py` judges them."""
+    """Return True if neither the held-out loss nor the answers got worse, by `run/verdict.py`."""
     repeats = fmean(point["repetition"]) - fmean(point["repetition_before"])
     rise = point["loss_change"]
     return rise <= verdict.RISE_SHARE * math.log(2) and repeats < verdict.COLLAPSE
@@ -69,7 +69,7 @@ def test_every_measured_point_up_to_the_cap_left_the_model_intact() -> None:
     assert below
     assert all(map(is_intact, below))
     assert all(p["first_batch_after_first_step"] > doctrine.LOW_LOSS for p in below)
-    # So did twice the cap, but one step at that rate takes its own pairs to about the limit.
+    # So did twice the cap, but one step at this rate moves its own pairs about to the limit.
     above = [p for p in MEASURED if is_proposed_loss(p) and p["rate"] == 1e-5]
     assert above
     assert all(map(is_intact, above))

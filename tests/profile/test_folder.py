@@ -1,4 +1,4 @@
-"""Directories that hold something else than a model with its tokenizer: errors name what."""
+"""Tests of directories without a model or tokenizer: errors name the content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of other tools: a real-looking file of each, and what must not be lost of them."""
+"""Tests of settings of other tools: a realistic file of each, and no setting is lost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FILES = REPOSITORY / "tests/profile/foreign"
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory below which there is nothing."""
+    """Empty working directory."""
     folder = tmp_path / "far" / "away" / "here"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
@@ -46,7 +46,7 @@ def of_yaml(text: str) -> Translation:
 
 
 def from_file(translation: Translation) -> dict[str, Any]:
-    """Values that the file itself decides."""
+    """Return the values that the file itself contains."""
     return {
         key: value
         for key, value in translation.values.items()
@@ -59,7 +59,7 @@ def names(entries: list[str]) -> set[str]:
 
 
 def check_profile(translation: Translation) -> None:
-    """Both texts load with the values of the translation, and each key names its origin."""
+    """Require that both texts load with the translated values, and that keys name their origin."""
     draft = translation.draft()
     folder = Path("profiles")
     folder.mkdir(exist_ok=True)
@@ -236,7 +236,7 @@ def test_swift_script() -> None:
         "eval.interval": 800,
         "launch.nproc_per_node": 2,
     }
-    # What stands behind NAME#1000 on the line is no comment.
+    # Text after NAME#1000 on the line is no comment.
     assert {"deepspeed", "save_total_limit", "dataloader_num_workers"} <= names(translation.missing)
     assert any("all rows are used, not 1000" in each for each in translation.differences)
     assert any("ModelScope" in each for each in translation.differences)
@@ -424,6 +424,35 @@ def test_minimind_version_2() -> None:
     check_profile(translation)
 
 
+@pytest.mark.parametrize("tokenizer", ["model", "model/minimind_tokenizer"])
+def test_minimind_with_its_script_at_the_top(tokenizer: str, here: Path) -> None:
+    """Older checkouts have no trainer/; a sibling of the checkout is not theirs."""
+    for folder in ("out", tokenizer, "dataset", "../out", "../model", "../dataset"):
+        Path(folder).mkdir(parents=True)
+    for name in ("train_dpo.py", "dataset/dpo.jsonl", "../dataset/dpo.jsonl"):
+        Path(name).write_text("{}\n")
+    translation = of("torchrun --nproc_per_node 2 train_dpo.py --epochs 3 --use_wandb")
+    for key, place in (
+        ("model.out_dir", "../out"),
+        ("model.tokenizer", f"../{tokenizer}"),
+        ("data.data_path", "../dataset/dpo.jsonl"),
+    ):
+        assert translation.values[key] == place
+    assert from_file(translation) == {
+        "train.epochs": 3,
+        "launch.nproc_per_node": 2,
+        "track.use_wandb": True,
+    }
+    assert not translation.draft().missing
+    assert not translation.differences
+    assert translation.values["train.schedule"] == "minimind2"
+    check_profile(translation)
+    Path("run.sh").write_text("python train_dpo.py --data_path ./dataset/dpo.jsonl --use_moe 1\n")
+    script = of("run.sh")
+    assert script.values["data.data_path"] == "../dataset/dpo.jsonl"
+    assert "minimind's default (moe)" in script.origins.values()
+
+
 def test_minimind_of_october_2025_is_a_guess() -> None:
     line = "python train_dpo.py --from_weight full_sft --hidden_size 512"
     assert "read as the script of version 3" in of(line).differences[0]
@@ -448,6 +477,46 @@ def test_trl_command_lines(here: Path) -> None:
     assert found["train.dtype"] == "bfloat16"
     assert found["launch.nproc_per_node"] == 4
     assert names(translation.unknown) == {"config_file"}
+
+
+def test_the_length_is_capped_at_the_positions_of_the_model() -> None:
+    Path("short").mkdir()
+    Path("short/config.json").write_text('{"max_position_embeddings": 512}')
+    text = "stage: dpo\nmodel_name_or_path: short\ndataset: me/pairs\ncutoff_len: 2048\n"
+    translation = of_yaml(text)
+    assert translation.values["data.max_seq_len"] == 512
+    assert translation.origins["data.max_seq_len"] == (
+        "the model has 512 positions; cutoff_len = 2,048"
+    )
+    assert translation.differences == [
+        "cutoff_len = 2,048: the model has 512 positions, so data.max_seq_len = 512"
+    ]
+    check_profile(translation)
+    kept = of_yaml(text.replace("2048", "512"))
+    assert kept.origins["data.max_seq_len"] == "llama-factory: cutoff_len"
+    assert not kept.differences
+    # A prompt that no longer fits is listed; a length that the file leaves open is capped, too.
+    named = translated("trl", {"max_prompt_length": 768, "max_length": 1024}, Path("profiles"))
+    assert named.values["data.max_prompt_len"] == 768
+    for tool, length in (("trl", {"max_prompt_length": 768, "max_length": 1024}), ("swift", {})):
+        name = "model" if tool == "swift" else "model_name_or_path"
+        found = translated(tool, {name: "short", **length}, Path("profiles"))
+        assert found.values["data.max_seq_len"] == 512
+        assert "data.max_prompt_len" not in found.values
+        check_profile(found)
+    weights = translated("trl", {"model_name_or_path": "elsewhere", "max_length": 4096})
+    assert weights.values["data.max_seq_len"] == 4096
+
+
+def test_the_length_is_capped_for_a_model_in_the_cache(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("config.json").write_text('{"max_position_embeddings": 256}')
+    module = "dpo_cli.profile.foreign.translate.cached"
+    monkeypatch.setattr(module, {"hf:me/base@v1": here}.get)
+    named = {"model_name_or_path": "me/base", "model_revision": "v1"}
+    assert translated("trl", named).values["data.max_seq_len"] == 256
+    assert translated("trl", {"model_name_or_path": "me/base"}).values["data.max_seq_len"] == 1024
 
 
 def test_defaults_of_a_tool_are_written() -> None:
@@ -646,7 +715,7 @@ def test_each_default_is_a_setting_of_its_tool() -> None:
         assert tool.marks
 
 
-@pytest.mark.parametrize("name", ["a" * 300, "~nobody-of-this-name/x"])
+@pytest.mark.parametrize("name", ["a" * 300, "~no-such-user/x"])
 def test_a_name_that_no_file_has(name: str) -> None:
     translation = translated("trl", {"model_name_or_path": name})
     assert name in translation.values["model.weights"]

@@ -1,4 +1,4 @@
-"""Parsing of `--grid`, the points of a grid, and their errors."""
+"""Tests of parsing `--grid`, of the points of a grid, and of errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models on the Hub, with a local server in its place."""
+"""Tests of models on the Hub, with a local server."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_model_is_downloaded_once_without_code(our_hub: Hub, folder: Path) -> 
     }
     for name in ("hf:them/tiny", "hf:them/tiny@main"):
         assert hub.at_commit(name, Path(path)) == f"hf:them/tiny@{commit}"
-    # From now on no network is needed for this commit.
+    # From here on no network is needed for this commit.
     our_hub.asked.clear()
     assert fetch(folder, our_hub.url, f"hf:them/tiny@{commit}") == [path]
     assert not our_hub.asked

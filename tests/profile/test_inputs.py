@@ -216,7 +216,7 @@ class TestWeights:
     def test_a_bare_name_is_a_path_too(
         self, write: Write, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """In a file relative to the file, in --set relative to the working directory."""
+        """In a profile the path is relative to the profile, in --set to the working directory."""
         path = write(required='model.weights = "tiny"\ndata.data_path = "dpo.jsonl"\n')
         here = tmp_path / "elsewhere"
         here.mkdir()
@@ -229,7 +229,7 @@ class TestWeights:
         for key in ("weights", "reference"):
             loaded = load_profile(path, [f"model.{key}=other"]).profile
             assert getattr(loaded.model, key) == str(here / "other")
-        # A name in out_dir comes first, as ever.
+        # A name in out_dir takes precedence.
         put(folder / "out/other.pth")
         both = ["model.weights=other", f"model.out_dir={folder / 'out'}"]
         profile = load_profile(path, both).profile

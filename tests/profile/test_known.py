@@ -1,4 +1,4 @@
-"""Models and data sets that `dpo init` offers."""
+"""Tests of the models and data sets that `dpo init` offers."""
 
 from __future__ import annotations
 

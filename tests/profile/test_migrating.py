@@ -1,4 +1,4 @@
-"""docs/migrating.md: each row of its tables is what happens, and each rule has a row."""
+"""Tests of docs/migrating.md: each row of its tables is true, and each rule has a row."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ AS_HERE = "as every run does"
 
 
 def rows(section: str) -> list[tuple[list[str], str]]:
-    """Settings and result of each row of a section's table."""
+    """Return settings and result of each row of a section's table."""
     text = PAGE.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
     found = re.findall(r"^\| (`.+) \| (.+) \|$", text, re.MULTILINE)
     return [(re.findall(r"`([^`]+)`", left), right) for left, right in found]

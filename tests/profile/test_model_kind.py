@@ -1,4 +1,4 @@
-"""Defaults by the kind of the model: in every command the same, and shown."""
+"""Tests of defaults by the kind of the model, which are the same in every command."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_loss_that_is_a_mean(here: Path) -> None:
 def test_evaluation_and_merge_without_a_profile(
     names: tuple[str, ...], expected: tuple[object, ...], here: Path
 ) -> None:
-    """`dpo eval FOLDER` took MiniMind's share of think blocks for every model."""
+    """Regression: `dpo eval FOLDER` used MiniMind's share of think blocks for every model."""
     config = find_eval_config(
         [NamedModel(here / name) for name in names],
         runs_root=here / "runs",

@@ -1,4 +1,4 @@
-"""docs/recipes.md: the published recipes are profiles, with the values of their sources."""
+"""Tests of docs/recipes.md: published recipes are profiles with the values of their sources."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values that a new profile proposes, and their arithmetic."""
+"""Tests of the values that a new profile proposes, and of their arithmetic."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROWS = (2, 5, 8, 20, 60, 89, 90, 200, 492, 999, 1000, 4349, 20_000)
 
 
 def weights_file(folder: Path, parameters: int) -> Path:
-    """A file as large as float16 weights; its content is not read."""
+    """File as large as float16 weights; its content is not read."""
     path = folder / f"full_sft_{parameters}.pth"
     with open(path, "wb") as file:
         file.truncate(2 * parameters)
@@ -35,7 +35,7 @@ def weights_file(folder: Path, parameters: int) -> Path:
 
 
 def model_folder(folder: Path, parameters: int) -> Path:
-    """A model directory with a safetensors file of zeros, which takes no space on disk."""
+    """Model directory with a sparse safetensors file of zeros."""
     path = folder / f"model-{parameters}"
     path.mkdir()
     size_bytes = 4 * parameters
@@ -56,7 +56,7 @@ def model_folder(folder: Path, parameters: int) -> Path:
 
 
 def draft_of(folder: Path, kind: str, parameters: int | None, rows: int | None) -> Draft:
-    """The profile that `dpo init` writes for a kind of model."""
+    """Return the profile that `dpo init` writes for a kind of model."""
     make, write = weights_file, learning_recipe
     if kind == "hf":
         make, write = model_folder, huggingface_recipe
@@ -70,7 +70,7 @@ def draft_of(folder: Path, kind: str, parameters: int | None, rows: int | None) 
 def test_no_proposal_is_above_what_was_measured(
     folder: Path, kind: str, parameters: int | None, limit: float
 ) -> None:
-    """Not for any number of rows: neither the rate nor the sum of the rates."""
+    """Neither the rate nor lr_sum exceeds the measured limit, for any number of rows."""
     from dpo_cli.data.sampler import hold_out  # torch: compares with the real schedule
 
     model = None

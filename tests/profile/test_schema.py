@@ -359,7 +359,7 @@ class TestStrictness:
 
 
 class TestAgreement:
-    """Keys that are valid alone but not together."""
+    """Tests of keys that are valid alone but not together."""
 
     @pytest.mark.parametrize(
         ("values", "message"),
@@ -442,7 +442,7 @@ class TestAgreement:
 
 
 class TestObjective:
-    """Combinations of losses and settings; `tests/objective` tests the formulas."""
+    """Tests of combinations of losses and settings; `tests/objective` tests the formulas."""
 
     def test_one_loss_is_an_array_of_one(self) -> None:
         assert Dpo(loss="ipo").losses == Dpo(loss=["ipo"]).losses == {"ipo": 1.0}

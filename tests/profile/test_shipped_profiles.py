@@ -1,4 +1,4 @@
-"""The shipped profiles have the values of MiniMind's own scripts."""
+"""Tests that the shipped profiles have the values of MiniMind's own scripts."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ SHAPES = (
 
 @pytest.mark.parametrize("name", shipped_profiles())
 def test_no_shipped_profile_states_a_shape(name: str) -> None:
-    """It would contradict the weights of another size, in a file that the user does not own."""
+    """A shape would contradict weights of another size, in a file that the user does not own."""
     model = shipped(name).model
     assert all(getattr(model, key) is None for key in SHAPES)
 

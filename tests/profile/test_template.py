@@ -1,4 +1,4 @@
-"""Text of a new profile: descriptions, values and notes."""
+"""Tests of the text of a new profile: descriptions, values and notes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Unknown keys: what other tools call ours, and typing errors."""
+"""Tests of unknown keys: names of other tools, and typing errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_every_equivalent_is_a_key_and_no_name_is_ours() -> None:
     assert not (EQUIVALENT.keys() | UNSUPPORTED.keys()) & FIELDS
     assert not EQUIVALENT.keys() & UNSUPPORTED.keys()
     assert not UNSUPPORTED.keys() & set(TABLES)
-    # An explanation may name keys; each must exist, or a correct advice becomes a wrong one.
+    # An explanation may name keys; each key must exist.
     for name in (*EQUIVALENT, *UNSUPPORTED):
         for word in explain_unknown_key(name).replace(",", " ").replace(";", " ").split():
             if word.split(".")[0] in TABLES and "." in word:
@@ -56,7 +56,7 @@ def test_every_equivalent_is_a_key_and_no_name_is_ours() -> None:
             "unknown key; set train.warmup_iters to warmup_steps x train.accumulation_steps,"
             " as it counts micro-batches",
         ),
-        # Near misses only where they are near.
+        # Similar names are suggested only if they are really similar.
         ("train.learning_rat", "unknown key; did you mean train.learning_rate?"),
         ("dpo.epochs", "unknown key; did you mean train.epochs?"),
     ],

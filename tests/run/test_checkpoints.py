@@ -1,4 +1,4 @@
-"""Checkpoints: order of the commit, detection of damage, and which ones are kept."""
+"""Tests of checkpoints: order of the commit, detection of damage, and retention."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_best_is_kept_beside_the_newest(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-00000002", "step-00000006"]
     commit(tmp_path, 7, state(), keep=1, best=7)
     assert names(tmp_path) == ["step-00000007"]
-    commit(tmp_path, 8, state(), keep=1, best=3)  # which is not there any more
+    commit(tmp_path, 8, state(), keep=1, best=3)  # the checkpoint is removed by then
     assert names(tmp_path) == ["step-00000008"]
 
 
@@ -105,7 +105,7 @@ def test_committing_a_step_again_replaces_it(tmp_path: Path) -> None:
 def test_a_crash_at_any_rename_leaves_a_whole_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash_at: int
 ) -> None:
-    """Also when the only step is committed again, and the crash comes again."""
+    """The only step may be committed again, and the crash may happen again."""
 
     class Crash(BaseException):
         pass
@@ -184,7 +184,7 @@ def test_damage_is_named_and_the_one_before_is_used(
 def test_an_unreadable_checkpoint_is_passed_over_but_never_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A read error says nothing about the content."""
+    """A read error does not prove damage."""
     before = commit(tmp_path, 1, state())
     unreadable = commit(tmp_path, 2, state())
     open_regular = integrity.open_regular
@@ -260,7 +260,7 @@ def test_no_flipped_bit_anywhere_loads_other_content(tmp_path: Path) -> None:
             damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
             path.write_bytes(damaged)
             believed = find_problem(checkpoint) is None
-            # A flip in the manifest's white space changes nothing that it says.
+            # A flip in the white space of the manifest changes no value.
             assert not believed or (
                 path.name == MANIFEST and json.loads(damaged) == json.loads(whole[path])
             )

@@ -1,4 +1,4 @@
-"""Environment of child processes: search path of modules, and the spin of OpenMP's threads."""
+"""Tests of the environment of child processes: module search path, and the spin of OpenMP."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_spin_is_bounded_for_both_libraries() -> None:
         ({"OMP_NUM_THREADS": "2"}, {"GOMP_SPINCOUNT", "KMP_BLOCKTIME"}),
     ],
 )
-def test_what_the_user_has_set_counts(own: dict[str, str], added: set[str]) -> None:
+def test_settings_of_the_user_take_precedence(own: dict[str, str], added: set[str]) -> None:
     assert set(bounded_spin(own)) == added
 
 

@@ -1,4 +1,4 @@
-"""Contention of the CPU: when it is reported, and with which words."""
+"""Tests of contention of the CPU: when it is reported, and with which words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run directory: name, lock, lookup, requests, and disk errors."""
+"""Tests of the run directory: name, lock, lookup, requests, and disk errors."""
 
 from __future__ import annotations
 
@@ -228,14 +228,14 @@ def test_one_of_20_processes_gets_the_lock_and_the_others_name_it(tmp_path: Path
         [winner] = [k for k, answer in enumerate(answers) if answer == "won"]
         refusals = [answer for answer in answers if answer != "won"]
         assert len(refusals) == 19
-        # One that lost while the winner was still signing may be told "another process".
+        # A process that lost while the winner was writing its name may see "another process".
         assert sum(f"process {lockers[winner].pid} on" in refusal for refusal in refusals) > 0
         assert run.holder() is not None
         assert f"process {lockers[winner].pid} on" in (run.holder() or "")
 
         lockers[winner].kill()
         lockers[winner].wait()
-        assert run.holder() is None  # taken at once after a SIGKILL
+        assert run.holder() is None  # free at once after a SIGKILL
         os.close(run.lock())
     finally:
         for locker in lockers:
@@ -301,7 +301,7 @@ def test_a_request_is_taken_once_and_only_if_known(tmp_path: Path) -> None:
     run.put_request("stop")
     run.put_request("save")
     assert run.is_requested("stop")
-    # None replaces another, and the most urgent comes first.
+    # No request replaces another one, and the most urgent is taken first.
     assert [run.take_request() for _ in range(4)] == ["stop", "save", "evaluate", None]
     assert not run.is_requested("stop")
     with pytest.raises(ValueError, match="not a request"):

@@ -1,4 +1,4 @@
-"""By what models are judged: whose profile, which pairs, which reference."""
+"""Tests of the settings of an evaluation: profile, pairs and reference."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def state(here: Path, held_out: str) -> None:
-    """Let the run hold out what `held_out` says."""
+    """Write the profile of the run, with settings of held-out pairs."""
     Path("runs", RUN, "profile.toml").write_text(PROFILE.format(here=here, held_out=held_out))
 
 
@@ -53,7 +53,7 @@ def found(eval_config: EvalConfig | None) -> EvalConfig:
     return eval_config
 
 
-def test_a_run_is_judged_by_its_own(here: Path) -> None:
+def test_a_run_is_evaluated_with_its_own_settings(here: Path) -> None:
     run = found(find_eval_config([model("dense")], runs_root=RUNS))
     assert run.owner is not None
     assert run.is_own
@@ -134,7 +134,7 @@ def test_a_file_by_itself(here: Path) -> None:
     assert alone.profile.model.tokenizer == here / "t"
     assert alone.profile.data.max_seq_len == 99
     assert by_itself(tokenizer=Path("t"), reference=model("full_sft_512.pth")).has_reference
-    # The run that it is compared with knows the tokenizer.
+    # The other run has the tokenizer.
     assert by_itself(reference=model("dense")).profile.model.tokenizer == here / "t"
     with pytest.raises(UsageError) as raised:
         by_itself("dpo.bata=1", "dpo.beta", tokenizer=Path("t"))
@@ -144,7 +144,7 @@ def test_a_file_by_itself(here: Path) -> None:
     ]
 
 
-def test_the_first_run_owns_the_yardstick() -> None:
+def test_the_first_run_defines_the_evaluation_settings() -> None:
     both = [model("rlhf_512.pth"), model("dense")]
     assert found(find_eval_config(both, runs_root=RUNS)).owner == both[1].run
 
@@ -170,7 +170,7 @@ def test_a_loss_without_a_reference() -> None:
         ("t/tokenizer.json", r"model.tokenizer: t has no tokenizer.json"),
     ],
 )
-def test_what_is_gone_is_told_before_anything_is_read(gone: str, said: str) -> None:
+def test_missing_files_are_reported_before_anything_is_read(gone: str, said: str) -> None:
     Path(gone).unlink()
     with pytest.raises(UsageError, match=said):
         find_eval_config([model("dense")], runs_root=RUNS)

@@ -1,4 +1,4 @@
-"""Event stream: round trips, damaged lines, torn tails, and steps that a resume repeats."""
+"""Tests of the event stream: round trips, damaged lines, torn tails, repeated steps."""
 
 from __future__ import annotations
 
@@ -239,6 +239,6 @@ def test_a_line_that_is_no_event_is_skipped(tmp_path: Path, line: str) -> None:
 
 
 def test_a_plan_survives_a_broadcast_between_ranks() -> None:
-    """Not through JSON: tuples stay tuples."""
+    """The plan is not sent as JSON, so tuples stay tuples."""
     plan = dataclasses.replace(PLAN, other_environments=("torch 2",))
     assert Plan.from_dict(plan.to_dict()) == plan

@@ -1,4 +1,4 @@
-"""Children whose parent is killed before they have done anything: none lives on.
+"""Tests of children whose parent is killed before they have done anything: all of them end.
 
 `make storm` repeats this 50 times for each kind, at random moments.
 """

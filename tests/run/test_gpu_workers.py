@@ -1,4 +1,4 @@
-"""Several launchers at once: distribution of runs, visible GPUs, common end."""
+"""Tests of several launchers at once: distribution of runs, visible GPUs, common end."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def waits(
 def test_if_one_process_fails_the_others_stop(tmp_path: Path) -> None:
     def work(letters: Iterator[str]) -> ExitCode:
         if os.environ["CUDA_VISIBLE_DEVICES"] == "0":
-            until(lambda: list(tmp_path.glob("ready-*")))  # the other listens to signals
+            until(lambda: list(tmp_path.glob("ready-*")))  # the other worker waits for signals
             return ExitCode.NO_SPACE
         return waits(tmp_path, letters)
 

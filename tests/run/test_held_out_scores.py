@@ -1,4 +1,4 @@
-"""Metrics of each held-out pair, as they are stored beside an evaluation."""
+"""Tests of the metrics of each held-out pair, as they are stored beside an evaluation."""
 
 from __future__ import annotations
 

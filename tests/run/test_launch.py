@@ -1,4 +1,4 @@
-"""Launcher with small stand-in workers that end, fail, crash or handle signals."""
+"""Tests of the launcher with small stand-in workers that end, fail, crash or handle signals."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ stream = EventWriter(run / "events.jsonl")
 """
 PLANNED = plan_source() + "stream.append(Planned(plan=PLAN))\n"
 COMPLETED = "stream.append(Completed(step=1, optimizer_step=1, weights='w'))\n"
-# Says when it is ready, then waits for the signal; without one it ends in time to fail a test.
+# Reports that it is ready, then waits for the signal; without one it ends in time to fail a test.
 WAIT = """
 stream.append(Alert(code="ready", message=""))
 for _ in range(12000):

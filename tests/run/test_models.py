@@ -1,4 +1,4 @@
-"""What a command line calls a model: told apart by what lies there, without reading it."""
+"""Tests of names of models: the kind follows from the files, which are not read."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def test_a_run(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["out/rlhf_512.pth", "hf", "hf/"])
-def test_what_lies_at_a_path(name: str) -> None:
+def test_kinds_of_paths(name: str) -> None:
     found = find_model(name, Path("runs"))
     assert found.run is None
     assert found.title == name.rstrip("/")
 
 
-def test_a_folder_here_goes_before_a_runs_name() -> None:
+def test_a_path_takes_precedence_over_a_run_name() -> None:
     assert find_model("dense", Path("runs")).run is not None
     Path("hf").rename("dense")
     assert find_model("dense", Path("runs")).run is None
@@ -58,7 +58,7 @@ def test_a_folder_here_goes_before_a_runs_name() -> None:
         ("densy", r"there is no run 'densy' in runs \| Did you mean dense"),
     ],
 )
-def test_what_is_no_model(name: str, said: str) -> None:
+def test_paths_without_a_model(name: str, said: str) -> None:
     with pytest.raises(UsageError) as raised:
         find_model(name, Path("runs"))
     assert re.search(said, f"{raised.value.message} | {raised.value.remedy}")

@@ -1,4 +1,4 @@
-"""Outcome of a launch, as a table over return code, signals and events."""
+"""Tests of the outcome of a launch, as a table over return code, signals and events."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ DIED = -signal.SIGTERM
 Row = tuple[int, SentSignals, list[Event], Outcome]
 SAVED = End.SAVED
 TABLE: dict[str, Row] = {
-    # One worker: its return code says how it ended.
+    # One worker: the return code determines the outcome.
     "complete": (0, NONE, [PLANNED, COMPLETED], Outcome(SAVED, DONE)),
     "complete after a resume": (0, NONE, [RESUMED, COMPLETED], Outcome(SAVED, DONE)),
     "complete without a plan": (0, NONE, [COMPLETED], Outcome(SAVED, DONE)),
@@ -52,7 +52,7 @@ TABLE: dict[str, Row] = {
     "saved after dpo stop": (130, NONE, [PLANNED, STOPPED], Outcome(SAVED, INTERRUPTED)),
     "saved before SIGKILL arrived": (130, TWO, [PLANNED, STOPPED], Outcome(SAVED, INTERRUPTED)),
     "complete despite Ctrl-C": (0, ONE, [PLANNED, COMPLETED], Outcome(SAVED, DONE)),
-    # Several ranks: the agent returns 0, or 1 after a loss, and the stream says how the run ended.
+    # Several ranks: the agent returns 0, or 1 after a loss; the stream has the outcome.
     "ranks stopped": (0, ONE, [PLANNED, STOPPED], Outcome(SAVED, INTERRUPTED)),
     "ranks terminated": (0, TERM, [PLANNED, ENDED], Outcome(SAVED, TERMINATED)),
     "rank lost after the end": (1, NONE, [PLANNED, COMPLETED, LOST], Outcome(SAVED, DONE)),
@@ -62,7 +62,7 @@ TABLE: dict[str, Row] = {
     "rank lost, all killed": (KILL, NONE, [PLANNED, LOST], Outcome(End.RANK_LOST, FAILED)),
     "rank lost, restarted": (0, NONE, [PLANNED, LOST, STARTED, COMPLETED], Outcome(SAVED, DONE)),
     "restarted, then crashed": (1, NONE, [PLANNED, LOST, STARTED], Outcome(End.CRASHED, FAILED)),
-    # Stopped before there was anything to keep.
+    # Stopped before there was anything to save.
     "killed by Ctrl-C, no plan": (INT, ONE, [], Outcome(End.NOT_STARTED, INTERRUPTED, undo=True)),
     "killed by SIGTERM, no plan": (DIED, TERM, [], Outcome(End.NOT_STARTED, TERMINATED, undo=True)),
     "killed twice, no plan": (KILL, TWO, [], Outcome(End.NOT_STARTED, INTERRUPTED, undo=True)),

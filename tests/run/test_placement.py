@@ -1,4 +1,4 @@
-"""Processes started by torchrun or Slurm: their rank, and the run of an earlier attempt."""
+"""Tests of processes started by torchrun or Slurm: rank, and the run of an earlier attempt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plan of a run: what its figures say about the results."""
+"""Tests of the plan of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Child processes: imports, and their end when the parent dies."""
+"""Tests of child processes: imports, and their end when the parent dies."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHADOWED = ("torch", "argparse", "typer", "json", "sitecustomize")
 
 @pytest.fixture
 def shadowed(tmp_path: Path) -> Path:
-    """A working directory with modules that leave a file when they are imported."""
+    """Working directory with modules that create a file when they are imported."""
     for name in SHADOWED:
         (tmp_path / f"{name}.py").write_text("open('imported', 'w')\n")
     return tmp_path
@@ -34,7 +34,7 @@ def shadowed(tmp_path: Path) -> Path:
 def test_no_module_of_the_working_directory_is_imported(
     shadowed: Path, module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not even if PYTHONPATH has an empty entry, which Python takes for that directory."""
+    """This holds even if PYTHONPATH has an empty entry, which Python takes for that directory."""
     monkeypatch.chdir(shadowed)
     monkeypatch.setenv("PYTHONPATH", f"{os.pathsep}{REPOSITORY}{os.pathsep}.")
     argv = module_argv(module, "--help", *(["--"] if module.endswith("agent") else []))
@@ -44,8 +44,10 @@ def test_no_module_of_the_working_directory_is_imported(
 
 @pytest.mark.parametrize("entries", ["", f"{os.pathsep}."])
 def test_dpo_itself_imports_nothing_of_the_working_directory(shadowed: Path, entries: str) -> None:
-    """`python -m dpo_cli` (so does torchrun start it), and a PYTHONPATH with an empty entry."""
-    (shadowed / "sitecustomize.py").unlink()  # Python imports it before any code of this package
+    """It holds for `python -m dpo_cli` (used by torchrun), and for an empty entry in PYTHONPATH."""
+    (
+        shadowed / "sitecustomize.py"
+    ).unlink()  # Python imports sitecustomize before any code of this package
     done = run_in(shadowed, [*DPO, "--version"], PYTHONPATH=f"{REPOSITORY}{entries}")
     assert done.returncode == 0, done.stderr
     assert not (shadowed / "imported").exists()

@@ -1,4 +1,4 @@
-"""Signals that a launcher relays, with a worker that only records them."""
+"""Tests of signals that a launcher relays, with a worker that only records them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dpo_cli.run.signals import SignalRelay
 
 
 class RecordingWorker:
-    """Worker that never ends and records the signals it is sent."""
+    """Worker that never ends and records the signals it receives."""
 
     returncode = None
 

@@ -1,4 +1,4 @@
-"""Summary of a run from its lock, completion mark and events."""
+"""Tests of the summary of a run from its lock, completion mark and events."""
 
 from __future__ import annotations
 

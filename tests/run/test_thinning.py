@@ -1,4 +1,4 @@
-"""Long streams are thinned while they are read; what is exact stays exact."""
+"""Tests of long streams, which are thinned while they are read; some figures stay exact."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support import story
 
 @pytest.fixture
 def stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run with a resume in the middle and a step without an update, thinned to a tenth."""
+    """Run with a resume in the middle and a step without an update, thinned to a tenth."""
     monkeypatch.setattr(thinning, "_KEPT", 20)
     monkeypatch.setattr(thinning, "_BYTES_PER_STEP", 800)
     resumed = Resumed(optimizer_step=100, step=200, checkpoint="step-00000100")

@@ -1,4 +1,4 @@
-"""Arguments of torchrun for a [launch] table, and the number of GPUs without torch."""
+"""Tests of the arguments of torchrun for a [launch] table, and of counting GPUs without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verdict on a finished run."""
+"""Tests of the verdict on a finished run."""
 
 from __future__ import annotations
 

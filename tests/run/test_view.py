@@ -1,4 +1,4 @@
-"""RunView: states, times, means, and what a resume removes."""
+"""Tests of RunView: states, times, means, and the steps that a resume removes."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_elapsed_counts_all_starts_and_no_pauses() -> None:
     assert view.elapsed_seconds(view.time) == pytest.approx(20.0)
     assert view.elapsed_seconds(view.time + 3) == pytest.approx(23.0)
     view.take(story.at(21, Stopped(reason="interrupted", step=10, optimizer_step=5)))
-    # The launcher's clock began when it wrote its one event.
+    # The launcher's clock starts with its only event.
     view.take(dataclasses.replace(WorkerEnded(exit_code=130), time=view.time + 1))
     assert view.elapsed_seconds(view.time + 1e6) == pytest.approx(21.0)
     tomorrow = view.time + 86_400
@@ -139,7 +139,7 @@ def test_skipped_steps_count_once() -> None:
         view.take(skipped(step))
     view.take(story.step_done(20))
     assert view.skipped_steps == [12, 14, 18]
-    # Rows after the state that training goes on from are void, and come again.
+    # Events after the checkpoint from which training continues are void, and are repeated.
     view.take(STARTED)
     view.take(Resumed(step=14, optimizer_step=7, checkpoint="step-00000007"))
     assert view.skipped_steps == [12, 14]
@@ -156,12 +156,12 @@ def test_a_resume_removes_lost_steps() -> None:
     assert view.step == 100
     assert view.last_step is not None
     assert view.last_step.step == 100
-    assert view.seconds_left(view.time) is None  # the new worker's clock has told nothing yet
+    assert view.seconds_left(view.time) is None  # the clock of the new worker has no event yet
     assert view.trained["loss"].points[-1][0] == 100
     assert view.held_out is not None
     assert view.held_out.step == 100
     view.take(story.step_done(102))
-    # The mean is over the last steps that count, whoever did them.
+    # The mean is over the last valid steps, of any worker.
     assert [step.step for step in view.recent] == [92, 94, 96, 98, 100, 102][-len(view.recent) :]
     assert len(view.recent) == RECENT_STEPS - 15 + 1
     assert view.seconds_left(view.time) == pytest.approx(298 * 1.4)
@@ -187,7 +187,7 @@ def test_the_last_save() -> None:
     assert view.saved.step == 100
 
 
-def test_alerts_from_before_the_last_start_are_told_apart() -> None:
+def test_alerts_from_before_the_last_start_are_marked() -> None:
     busy, ranks = Alert(code="cpu-contention", message="m"), Alert(code="idle-gpus", message="m")
     stopped = Stopped(reason="interrupted", step=2, optimizer_step=1)
     view = seen(STARTED, busy)
@@ -196,7 +196,7 @@ def test_alerts_from_before_the_last_start_are_told_apart() -> None:
     assert view.earlier_alerts == set()
     view.expect_start()
     assert view.earlier_alerts == {"cpu-contention"}
-    view.take(ranks)  # of the launcher, about the start that follows
+    view.take(ranks)  # written by the launcher, about the next start
     view.take(STARTED)
     assert view.earlier_alerts == {"cpu-contention"}
     view.take(busy)

@@ -23,7 +23,7 @@ IDS = torch.randint(families.VOCABULARY, (2, 17), generator=torch.Generator().ma
 
 
 def start_weights(name: str) -> ModelWeights:
-    """Random weights of a family, or of a MiniMind version."""
+    """Return random weights of a family, or of a MiniMind version."""
     if name in ARCHITECTURES:
         architecture: Any = ARCHITECTURES[name]
         model = build_model(architecture, empty_state(architecture))
@@ -61,7 +61,7 @@ def profile_of(lora: dict[str, Any], **train: Any) -> Profile:
 
 
 def trained_weights(name: str, **lora: Any) -> ModelWeights:
-    """Weights with an adapter that has moved: both of its factors are random."""
+    """Return weights with a changed adapter: both of its factors are random."""
     weights = start_weights(name)
     trainable = trainable_of(profile_of(lora), weights)
     assert isinstance(trainable, LoraTraining)
@@ -80,6 +80,6 @@ def logits(model: Any) -> Tensor:
 
 
 def lora_run(shared: Path, **changes: Any) -> list[str]:
-    """`dpo train` of a small MiniMind model with an adapter: 12 steps."""
+    """Return `dpo train` of a small MiniMind model with an adapter: 12 steps."""
     settings = {"lora.rank": 4, "train.learning_rate": 1e-2, "train.epochs": 2, **changes}
     return golden_run(shared, "seed", False, **settings)

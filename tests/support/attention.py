@@ -1,4 +1,4 @@
-"""Attention by its definition, to compare with."""
+"""Attention computed by its definition, for comparisons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs the tests that compare bits under each instruction set of torch's CPU kernels.
+"""Run the tests that compare bits under each instruction set of torch's CPU kernels.
 
 `make test-cpu` runs it. torch reads ATEN_CPU_CAPABILITY once, when it is imported, so each
 instruction set needs processes of its own.
@@ -35,7 +35,7 @@ def supported() -> tuple[str, ...]:
 
 
 def main(options: list[str]) -> int:
-    """Run the tests under each; `options` are pytest's."""
+    """Run the tests under each instruction set; `options` are options of pytest."""
     settings = [{"ATEN_CPU_CAPABILITY": name} for name in supported()] + list(VARIANTS)
     failed = []
     for setting in settings:

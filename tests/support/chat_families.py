@@ -170,7 +170,7 @@ _MARKS = [
     "[/AVAILABLE_TOOLS]",
 ]
 _WITHOUT_MARKS = {"llama2": ("[INST]", "[/INST]"), "mistral": ("[INST]", "[/INST]")}
-"""Marks that are no tokens of their own in a family."""
+"""Strings that are no special tokens in a family."""
 TOKENIZERS = ("byte_bpe", "gpt2_bpe", "sentencepiece", "mistral_bpe", "unigram", "wordpiece")
 
 _CORPUS = (
@@ -184,7 +184,7 @@ _CORPUS = (
 
 
 def _merges(words: Mapping[tuple[str, ...], int], count: int) -> list[tuple[str, str]]:
-    """Byte pair encoding: the most frequent pair first, ties in the order of the pairs."""
+    """Compute byte pair merges: the most frequent pair first, ties in the order of the pairs."""
     merges: list[tuple[str, str]] = []
     while len(merges) < count:
         pairs: Counter[tuple[str, str]] = Counter()
@@ -274,7 +274,7 @@ def _tokenizer(kind: str) -> Tokenizer:
 
 
 def write_tokenizer(folder: Path, template: str, kind: str) -> Path:
-    """Write a tokenizer of a kind with the template of a family into a folder of its own."""
+    """Write a tokenizer of a kind, with the template of a family, to its own folder."""
     path = folder / f"{template}-{kind}"
     tokenizer = Tokenizer.from_str(_specification(kind))
     marks = [mark for mark in _MARKS if mark not in _WITHOUT_MARKS.get(template, ())]

@@ -1,4 +1,4 @@
-"""Running the real `dpo` in a process of its own, and reading what it left behind."""
+"""Run the real `dpo` in its own process, and read the files that it leaves."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 DPO = [sys.executable, "-m", "dpo_cli"]
 
 HANG_SECONDS = 600.0
-"""Limit of every wait for a condition. Only a hang reaches it, however busy the machine is."""
+"""Limit of each wait for a condition. Only a hang reaches it, however busy the machine is."""
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This process's environment, one computing thread, no terminal's width or colours."""
+    """Return the environment of this process with one thread, no terminal width and no colors."""
     own = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "FORCE_COLOR")}
     return {**own, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **changes}
 
@@ -34,7 +34,7 @@ def environment(**changes: str) -> dict[str, str]:
 def dpo(
     *arguments: str | Path, cwd: Path, timeout: float = HANG_SECONDS, **changes: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run `dpo` to its end: its exit code, stdout and stderr."""
+    """Run `dpo` to its end; return exit code, stdout and stderr."""
     words, wanted = [*map(str, arguments)], environment(**changes)
     if warm.can_run(wanted):
         process = warm.Process(words, cwd, wanted, one_output=False)
@@ -44,14 +44,14 @@ def dpo(
 
 
 def start(*arguments: str | Path, cwd: Path) -> warm.Process:
-    """Start `dpo`; stdout and stderr come together."""
+    """Start `dpo`; stderr is merged into stdout."""
     return warm.Process([*map(str, arguments)], cwd, environment(), one_output=True)
 
 
 def run_in(
     cwd: Path, command: Sequence[str], timeout: float = HANG_SECONDS, **changes: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run any command in the environment of the tests, and keep what it says."""
+    """Run any command in the environment of the tests, and capture its output."""
     return subprocess.run(
         command,
         cwd=cwd,
@@ -64,7 +64,7 @@ def run_in(
 
 
 def set_options(settings: Mapping[str, Any]) -> list[str]:
-    """`--set` options for profile keys."""
+    """Return `--set` options for profile keys."""
     words = []
     for key, value in settings.items():
         text = str(value).lower() if isinstance(value, bool) else str(value)
@@ -74,13 +74,13 @@ def set_options(settings: Mapping[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Run:
-    """What a finished `dpo train` left in its run directory."""
+    """Files and events of a finished `dpo train`."""
 
     directory: RunDirectory
 
     @classmethod
     def only(cls, cwd: Path) -> Run:
-        """The one run under `cwd`."""
+        """Return the only run under `cwd`."""
         (directory,) = find_runs(cwd / "runs")
         return cls(directory)
 
@@ -94,7 +94,7 @@ class Run:
 
     @property
     def losses(self) -> list[float]:
-        """Of every micro-batch."""
+        """Return the loss of each micro-batch."""
         return [loss for step in self.steps for loss in step.losses]
 
     @property
@@ -103,13 +103,13 @@ class Run:
 
     @property
     def metric_rows(self) -> list[dict[str, Any]]:
-        """What must be bit-equal in a resumed run."""
+        """Return the metrics that must be bit-equal in a resumed run."""
         kept = ("step", "optimizer_step", "epoch", "learning_rate", "losses", "metrics", "tokens")
         return [{key: getattr(step, key) for key in kept} for step in self.steps]
 
     @property
     def evaluations(self) -> list[tuple[int, dict[str, float]]]:
-        """Likewise."""
+        """Return the evaluations without their times, which must be bit-equal too."""
         return [(e.step, e.metrics) for e in self.events if isinstance(e, Evaluated)]
 
     @property
@@ -127,10 +127,10 @@ class Run:
 
     @property
     def weights(self) -> StateDict:
-        """The final float32 weights under MiniMind's names."""
+        """Return the final float32 weights under MiniMind's names."""
         return self.architecture.to_native_names(load_weights(self.checkpoint))
 
     def files(self) -> dict[str, bytes]:
-        """Every file of the newest checkpoint but its manifest, which names random things."""
+        """Return each file of the newest checkpoint except the manifest, which has random names."""
         paths = sorted(self.checkpoint.iterdir())
         return {path.name: path.read_bytes() for path in paths if path.name != "manifest.json"}

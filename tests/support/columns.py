@@ -1,4 +1,4 @@
-"""Pairs that a test made by hand, as the columns that a run has them in."""
+"""Columns of hand-made pairs, in the form that a run reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dpo_cli.data.tokens import EncodedRows, TokenizedPairs
 
 
 def in_columns(pairs: Sequence[TokenizedPair]) -> TokenizedPairs:
-    """The same pairs, uncut."""
+    """Return the columns of pairs, without truncation."""
     ids, shared = [], []
     for pair in pairs:
         chosen, rejected = pair.chosen.ids.tolist(), pair.rejected.ids.tolist()

@@ -1,4 +1,4 @@
-"""The whole command line, to compare pages and snapshots with."""
+"""Complete command line, for comparisons with pages and snapshots."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dpo_cli.commands.group import load_command
 
 
 def command_tree() -> Any:
-    """The `dpo` group with every command imported."""
+    """Return the `dpo` group with all commands imported."""
     group = typer.main.get_command(app.app)
     group.commands = {  # type: ignore[attr-defined]
         name: load_command(name, module) for name, module in app.CommandGroup.modules.items()

@@ -1,4 +1,4 @@
-"""Faults in numbers, evidence and exports, put into a process before it starts."""
+"""Faults in numbers, evidence and exports, armed in a process before it starts."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.support.worker_faults import own_cache
 
 
 def both(first: Callable[[], object], second: Callable[[], object]) -> None:
-    """Two faults at once."""
+    """Arm two faults."""
     first()
     second()
 
 
 def not_finite(optimizer_steps: tuple[int, ...], what: str) -> None:
-    """A NaN loss, an infinite loss, or an infinite gradient of a finite loss, in these steps.
+    """Give some steps a NaN loss, an infinite loss, or a finite loss with an infinite gradient.
 
     A loss that is not finite comes in the second micro-batch of the step alone.
     """
@@ -48,7 +48,7 @@ def not_finite(optimizer_steps: tuple[int, ...], what: str) -> None:
 
 
 def no_space_for(name: str) -> None:
-    """A disk that is full for the evidence's file `name` alone, in the middle of it."""
+    """Let the disk be full while the evidence file `name` is written, and only then."""
     from dpo_cli.training import nan_dump
 
     write = nan_dump.write_atomically
@@ -65,7 +65,7 @@ def no_space_for(name: str) -> None:
 
 
 def kill_export(moment: str, file: Path) -> None:
-    """SIGKILL at a moment of an export to `file`."""
+    """Send this process SIGKILL at a moment of an export to `file`."""
     from dpo_cli.export import export, verified_write
     from dpo_cli.models import saving
 
@@ -94,7 +94,7 @@ def kill_export(moment: str, file: Path) -> None:
 
 
 def note_reference_rows(cache: Path, file: Path) -> None:
-    """With a cache of its own, write down how many log-probs of the reference are computed."""
+    """Use an empty cache, and record how many log-probs of the reference are computed."""
     from dpo_cli.training.reference import CachedReference
 
     own_cache(cache)

@@ -1,4 +1,4 @@
-"""What the pages say to type: the lines of their shell blocks."""
+"""Command lines in the shell blocks of the pages."""
 
 from __future__ import annotations
 
@@ -18,14 +18,33 @@ _ENDS = frozenset(("|", ">", ">>", "&&", ";", "2>", "&"))
 
 
 def shell_lines(page: Path) -> list[str]:
-    """The command lines in the shell blocks of a page, without comments."""
+    """Return the command lines in the shell blocks of a page, without comments."""
     blocks = _BLOCK.findall(page.read_text(encoding="utf-8"))
     lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [re.sub(r"\s{2,}#.*$", "", line) for line in lines if line.split(" ")[0] in _PROGRAMS]
 
 
+def code_lines(page: Path) -> list[str]:
+    """The lines of all blocks of code of a page, fenced or indented, without comments."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```.*?\n(.*?)^```$|^((?: {4}[^\n]*\n)+)", text, re.MULTILINE | re.DOTALL)
+    lines = "".join(fenced or indented for fenced, indented in blocks).splitlines()
+    return [line for line in (re.sub(r"(^|\s+)#\s.*$", "", each) for each in lines) if line]
+
+
+def headings(page: Path) -> list[str]:
+    """The anchors of the headings of a page, as GitHub makes them, in order."""
+    titles = re.findall(r"^#+ (.+)$", _without_blocks(page.read_text("utf-8")), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+
+
+def links(page: Path) -> list[tuple[str, str]]:
+    """Target and anchor of each link and picture of a page, either of which may be empty."""
+    return re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text("utf-8"))
+
+
 def dpo_words(line: str) -> Iterator[list[str]]:
-    """The words of each `dpo` in a command line."""
+    """Return the words of each `dpo` in a command line."""
     words = shlex.split(line, comments=True)
     while words:
         end = next((n for n, word in enumerate(words) if word in _ENDS), len(words))
@@ -35,12 +54,12 @@ def dpo_words(line: str) -> Iterator[list[str]]:
 
 
 def code_spans(text: str) -> list[str]:
-    """The words in backticks of a text without its blocks, in order."""
+    """Return the code spans of a text outside of its code blocks, in order."""
     return re.findall(r"`([^`\n]+)`", _without_blocks(text))
 
 
 def sections(text: str) -> list[tuple[str, str]]:
-    """Level and text of each section of a page, the beginning first."""
+    """Return level and text of each section of a page, first the text before the first heading."""
     parts = re.split(r"^(#+) .*$", _without_blocks(text), flags=re.MULTILINE)
     return [("", parts[0]), *zip(parts[1::2], parts[2::2], strict=True)]
 

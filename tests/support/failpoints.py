@@ -1,8 +1,7 @@
-"""Every step by which a worker changes its saved states, by name; and SIGKILL before any of them.
+"""Named steps in which a worker changes checkpoints, and SIGKILL before any of them.
 
-The steps are what Python tells its audit hooks (files opened for writing, renamed, removed), the
-flushes, and the files that safetensors writes from native code, each of which may also be killed
-in its middle.
+The steps are audit events of Python (files opened for writing, renamed, removed), flushes, and the
+files that safetensors writes from native code. A kill can also hit the middle of such a file.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _AUDITED = {
 
 
 def kill_before(name: str, optimizer_step: int) -> None:
-    """SIGKILL this process right before the step `name` of saving after `optimizer_step`."""
+    """Send this process SIGKILL right before the step `name` of saving after `optimizer_step`."""
 
     def act(step: str) -> None:
         if step == name:
@@ -34,13 +33,13 @@ def kill_before(name: str, optimizer_step: int) -> None:
 
 
 def record(path: Path, optimizer_step: int) -> None:
-    """Write the names of all steps of saving after `optimizer_step` to a file, a line each."""
+    """Write the names of all steps of saving after `optimizer_step` to a file, one per line."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     _watch(optimizer_step, lambda step: os.write(descriptor, f"{step}\n".encode()) and None)
 
 
 def _watch(optimizer_step: int, act: Callable[[str], None]) -> None:
-    """Call `act` with the name of each step, before it is done, while that state is saved."""
+    """Call `act` with the name of each step before the step, while that checkpoint is saved."""
     from dpo_cli.training import checkpointing, hooks, reference
 
     is_saving = is_ours = False
@@ -63,7 +62,7 @@ def _watch(optimizer_step: int, act: Callable[[str], None]) -> None:
             path, _, flags = arguments
             if isinstance(path, str | os.PathLike) and flags & (os.O_WRONLY | os.O_RDWR):
                 reached(f"write {_named(path)}")
-        elif event == "os.remove":  # in the order of the directory, which is nobody's
+        elif event == "os.remove":  # numbered, because the order of a directory is arbitrary
             unlinked += is_saving
             reached(f"unlink {unlinked}")
         elif event in _AUDITED:
@@ -91,7 +90,7 @@ def _watch(optimizer_step: int, act: Callable[[str], None]) -> None:
 
 
 def _named(path: Any) -> str:
-    """The last component of a path, and of its parent for what lies in a state; no random parts."""
+    """Return the last component of a path, with the parent inside checkpoints; no random parts."""
     path = Path(path)
     if path.parent.name == "runs":
         return "the run's directory"

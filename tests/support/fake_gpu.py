@@ -47,9 +47,9 @@ _VIEWS = {
     *("_reshape_alias", "reshape", "diagonal", "set_", "is_same_size", "resize_", "numel"),
     "device",
 }
-"""Operations without a kernel."""
+"""Operations that start no kernel."""
 _SYNCHRONIZING = {"nonzero", "masked_select", "_unique2", "unique_dim"}
-"""Operations whose result's shape depends on values, so that the CPU waits for them."""
+"""Operations whose result has a shape that depends on values, so the CPU waits for them."""
 _SHOWN = ("/dpo_cli/", "/transformers/", "/torch/optim/", "/torch/amp/", "clip_grad")
 _LOW_PRECISION = (
     *("matmul", "mm", "bmm", "linear", "addmm", "baddbmm", "addmv", "mv", "einsum"),
@@ -99,7 +99,7 @@ class _Module(_DummyBackendModule):  # type: ignore[misc]
 
 
 class _Hook(_DummyPrivateUse1Hook):  # type: ignore[misc]
-    """Hides the device from code that looks for one, such as other tests of this process."""
+    """Hooks that hide the device from code that searches for one, such as other tests."""
 
     def is_available(self) -> bool:
         return False
@@ -116,11 +116,11 @@ def device() -> torch.device:
 
 @dataclass
 class Record:
-    """What happened on the device.
+    """Operations, copies and waits on the fake device.
 
     Attributes:
         kernels: operations that start one, by name.
-        places: the same by the innermost line of the program or a library.
+        places: the same, by the innermost line of the program or of a library.
         waits: places where the CPU waits for the device, or for a blocking copy.
         copies: copies to the device that do not block, by place.
         mixes: operations on tensors of both devices.
@@ -266,12 +266,12 @@ def fake_gpu(
     *,
     like: Literal["cuda", "mps"] = "cuda",
 ) -> Iterator[Recorder]:
-    """Yield the recorder, within which the program computes on the fake device.
+    """Make the program compute on the fake device within this context; yield the recorder.
 
     Args:
-        monkeypatch: for the time of the test.
-        capability: of an NVIDIA GPU.
-        like: the device has what this one has: kernels of CUDA, or no float64 as Apple's.
+        monkeypatch: fixture of the test.
+        capability: compute capability of an NVIDIA GPU.
+        like: kind of the device: with the kernels of CUDA, or without float64 as Apple's ("mps").
     """
     recorder = Recorder(has_float64=like != "mps")
     if like == "mps":
@@ -298,7 +298,7 @@ def fake_gpu(
     monkeypatch.setattr(FakeTensor, "tolist", tolist)
     # torch asks for the exact class of a tensor.
     monkeypatch.setattr(clip_grad, "_has_foreach_support", lambda tensors, device: True)
-    # The recorder sees the operations of its own thread.
+    # The recorder gets only the operations of its own thread.
     monkeypatch.setattr(lookahead, "ThreadPoolExecutor", InlineExecutor)
     plain_autocast = Device.autocast
 
@@ -310,7 +310,7 @@ def fake_gpu(
 
     monkeypatch.setattr(Device, "autocast", autocast)
     device()
-    # In this thread: those of the backward pass exist for the devices that torch knew at its first.
+    # In this thread, because backward threads exist only for devices known at the first backward.
     with recorder, torch.autograd.set_multithreading_enabled(False):
         yield recorder
 
@@ -332,7 +332,7 @@ def _place() -> str:
 
 _LIBRARIES: list[torch.library.Library] = []
 _CASTS: dict[tuple[int, bool], tuple[Tensor, Tensor]] = {}
-"""Casts of weights within one autocast context, with the weight, so that its id stays taken."""
+"""Casts of weights within one autocast context. An entry keeps its weight, so ids stay unique."""
 _KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
 
 
@@ -349,7 +349,7 @@ def _register_autocast() -> None:
 
 
 def _register_kernels() -> None:
-    """Declare operations that have one kernel on CUDA, and that torch composes elsewhere."""
+    """Declare operations that have one kernel on CUDA but are composed of several elsewhere."""
     library = torch.library.Library("aten", "IMPL", "PrivateUse1")
     for name in ("silu_backward",):
         library.impl(name, _never)

@@ -1,4 +1,4 @@
-"""Trainers of real models on the fake GPU, over made-up pairs of given lengths."""
+"""Trainers of real models on the fake GPU, with made-up pairs of given lengths."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from tests.support import fake_gpu, families, two_layouts
 from tests.support.columns import in_columns
 
 PROMPT, ANSWERS = 250, (340, 260)
-"""Tokens of the prompt and of both answers: about 850 per pair, as in real data."""
+"""Tokens of the prompt and of both responses: about 850 per pair, as in real data."""
 
 
 def minimind_26m(layers: int = 8) -> MiniMind:
-    """MiniMind version 2 with 26 million weights."""
+    """Return MiniMind version 2 with 26 million weights."""
     return MiniMind(
         version=2,
         hidden_size=512,
@@ -52,9 +52,9 @@ def minimind_26m(layers: int = 8) -> MiniMind:
 
 
 def architecture(name: str) -> Architecture:
-    """One of the small MiniMind variants, or of the families of transformers."""
+    """Return one of the small MiniMind variants, or a family of transformers."""
     if name in two_layouts.ARCHITECTURES:
-        # A width of the heads that kernels support, as all real ones.
+        # A head size that kernels support, as in all real models.
         return dataclasses.replace(two_layouts.ARCHITECTURES[name], head_dim=16)
     return HuggingFace(families.build(name).config.to_dict(), {})
 
@@ -95,10 +95,10 @@ def fake_trainer(
     """Build a trainer on the fake GPU, by `build_trainer`; call it within `fake_gpu`.
 
     Args:
-        shape: architecture, with random weights.
-        directory: of the run.
+        shape: architecture; the weights are random.
+        directory: directory of the run.
         dtype: of the forward and backward pass on the fake GPU.
-        device: another device.
+        device: device to use instead.
         pairs, held_out: number of pairs.
         lengths: tokens of the prompt, and of both answers.
         train: keys of [train]; with the prefixes `model__` and `dpo__` those of other tables.
@@ -135,7 +135,7 @@ def fake_trainer(
 
 
 def _state(shape: Architecture) -> dict[str, Tensor]:
-    """Weights of 0 where nothing computes with them; random ones for a trial on the CPU."""
+    """Return zero weights if nothing computes with them, and random ones for a trial on the CPU."""
     if isinstance(shape, MiniMind):
         return two_layouts.empty_state(shape)
     model = families.build(shape.name.removesuffix("_text"))
@@ -143,7 +143,7 @@ def _state(shape: Architecture) -> dict[str, Tensor]:
 
 
 def _pairs(count: int, prompt: int, answers: tuple[int, int], vocabulary: int) -> TokenizedPairs:
-    """Pairs whose answers differ from the first token on, of slightly different lengths."""
+    """Make pairs whose responses differ from the first token, with slightly different lengths."""
     generator = torch.Generator().manual_seed(0)
 
     def sides(number: int) -> Iterator[Tokenized]:

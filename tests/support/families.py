@@ -15,7 +15,7 @@ VOCABULARY = 97
 POSITIONS = 128
 CPU = Device(torch.device("cpu"), torch.float32)
 TOKENS = 24
-"""Length of the answers that `transformers_tokens` generates."""
+"""Number of tokens that `transformers_tokens` generates."""
 
 _COMMON = {
     "vocab_size": VOCABULARY,
@@ -85,7 +85,7 @@ UNSUPPORTED = {
     "bloom-alibi": "a trial gives other log-probs",
     "nemotron-old-code": "a trial gives other log-probs",
 }
-"""Families that cannot compute packed rows of up to 40 tokens, and the reason."""
+"""Families that cannot compute packed rows of up to 40 tokens, with the reason."""
 
 
 def build(family: str, vocab_size: int = VOCABULARY) -> PreTrainedModel:

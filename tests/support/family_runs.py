@@ -1,4 +1,4 @@
-"""A small model of any family with its pairs and a profile."""
+"""Small model of any family, with pairs and a profile."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tests.support.families import build
 MODEL = Path("models/model")
 TOKENIZER = REPOSITORY / "demo/tokenizer"
 VOCABULARY = 776
-"""More rows than the tokenizer has entries, as with many published models."""
+"""Larger than the vocabulary of the tokenizer, as in many published models."""
 SECONDS = 300.0
-"""More than a busy machine takes."""
+"""Longer than a run takes on a busy machine."""
 PROFILE = """\
 extends = "profiles/mine.toml"
 [train]
@@ -34,7 +34,7 @@ num_samples = 1
 
 
 def make(folder: Path, family: str, dtype: torch.dtype = torch.float32) -> Path:
-    """A model's directory in parts, with a tokenizer, a few pairs, and what `dpo init` proposes."""
+    """Write a model directory in parts, a tokenizer, a few pairs, and the profile of `dpo init`."""
     model = build(family, VOCABULARY).to(dtype)
     model.save_pretrained(folder / MODEL, max_shard_size="80KB")
     for path in TOKENIZER.iterdir():

@@ -1,4 +1,4 @@
-"""Children in their first moments while their parent is killed: none may outlive it.
+"""Child processes that are paused right after their start while their parent is killed.
 
 A parent is a new process that starts one child as this package does, stops it (SIGSTOP) after
 `delay` seconds, and prints the child's process id. The parent is killed, and only then the child
@@ -58,18 +58,18 @@ KINDS = {
 
 
 def orphan(kind: str, run: RunDirectory, delay: float = 0.0) -> float:
-    """Kill the parent of a stopped child, and let the child go on.
+    """Kill the parent of a stopped child, and let the child continue.
 
     Args:
         kind: a key of `KINDS`.
-        run: a run that nothing trains; with trackers for "trackers".
+        run: run without a worker; with trackers for "trackers".
         delay: seconds between the start of the child and its stop.
 
     Returns:
         The seconds until the child has ended.
 
     Raises:
-        AssertionError: it lives on, or holds the lock of the run.
+        AssertionError: the child does not end, or keeps the lock of the run.
     """
     script = f"{_BEGIN}\n{KINDS[kind]}\n{_END}"
     command = [sys.executable, "-c", script, str(run.path), str(delay)]

@@ -1,4 +1,4 @@
-"""Translation of a few settings of another tool, as if a file had them."""
+"""Translation of a few settings of another tool, as if they came from a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes without their five seconds of imports: forked from a server that has them."""
+"""Processes without five seconds of imports: forks of a server that has imported all modules."""
 
 from __future__ import annotations
 
@@ -32,5 +32,5 @@ def _server() -> ForkServerContext:
 
 
 def forked(function: Callable[..., object], *arguments: object) -> BaseProcess:
-    """A process like a worker's, not yet started, for any function."""
+    """Return a process like a worker's, not yet started, that runs any function."""
     return _server().Process(target=function, args=arguments)

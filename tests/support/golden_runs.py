@@ -1,4 +1,4 @@
-"""Settings of the golden runs, and comparisons with what they recorded."""
+"""Settings of the golden runs, and comparisons with the recorded numbers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EMBEDDING = "model.embed_tokens.weight"
 
 
 def settings(shared: Path, version: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """The profile keys under which a run was recorded."""
+    """Return the profile keys of a recorded run."""
     arguments = recorded["args"]
     train = shared / "golden" / "train" / version
     return {
@@ -51,7 +51,7 @@ def settings(shared: Path, version: str, recorded: Mapping[str, Any]) -> dict[st
 
 
 def update_error(shared: Path, version: str, name: str, run: Run, start: str) -> float:
-    """Distance of our final weights from the recorded ones, as a share of the recorded update."""
+    """Return the distance of our final weights from the recorded ones, relative to the update."""
     train = shared / "golden/train" / version
     final = load_file(train / f"{name}.final_fp32_subset.safetensors")
     before, ours = read_state_dict(train / start), run.weights
@@ -68,7 +68,7 @@ def update_error(shared: Path, version: str, name: str, run: Run, start: str) ->
 
 
 def assert_steps(run: Run, recorded: Mapping[str, Any], *, loss: float, steps: int) -> None:
-    """The first `steps` micro-batches have the recorded losses and learning rates."""
+    """Assert that the first `steps` micro-batches have the recorded losses and learning rates."""
     expected = recorded["steps"][:steps]
     assert run.losses[:steps] == pytest.approx([s["loss"] for s in expected], abs=loss, rel=0)
 

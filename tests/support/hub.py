@@ -1,4 +1,4 @@
-"""Local stand-in of the Hugging Face Hub: repositories with branches, commits, gates and cuts."""
+"""Local stand-in of the Hugging Face Hub: branches, commits, gates and interrupted downloads."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,22 +17,24 @@ from urllib.parse import unquote
 
 import pytest
 
+from tests.support.cli import HANG_SECONDS
+
 Files = Mapping[str, bytes]
 USER, TOKEN, READ_TOKEN = "me", "hf_write", "hf_read"
-"""The user, and tokens that may write and only read."""
+"""Name of the user, and tokens with and without permission to write."""
 _REGISTRY = "/api/agent-harnesses"
-"""Asked for once a day by huggingface_hub, for its own user agent."""
+"""Address that huggingface_hub requests once a day, for its own user agent."""
 
 
 def commit_of(files: Files) -> str:
-    """Name of the commit with these files."""
+    """Return the name of the commit with these files."""
     contents = [(name, hashlib.sha256(content).hexdigest()) for name, content in files.items()]
     return hashlib.sha1(repr(sorted(contents)).encode()).hexdigest()
 
 
 @dataclass
 class Repository:
-    """Commits by name, and the commit of each branch."""
+    """Commits of a repository by name, and the commit of each branch."""
 
     commits: dict[str, Files] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
@@ -109,7 +112,7 @@ def running() -> Iterator[Hub]:
 
 
 def environment(url: str, home: Path, *, offline: bool = False) -> dict[str, str]:
-    """Variables by which a process uses the stand-in, with a cache in `home`.
+    """Return the variables with which a process uses the stand-in, with a cache in `home`.
 
     The stand-in has no Xet storage, whose servers are others than the Hub's.
     """
@@ -124,7 +127,7 @@ def environment(url: str, home: Path, *, offline: bool = False) -> dict[str, str
 def use_here(
     monkeypatch: pytest.MonkeyPatch, url: str, home: Path, *, offline: bool = False
 ) -> None:
-    """Let this process, which may have imported huggingface_hub, use the stand-in."""
+    """Make this process use the stand-in, even if huggingface_hub is already imported."""
     from huggingface_hub import constants
 
     from dpo_cli.hub.datasets import fetch_data, find_data
@@ -139,6 +142,18 @@ def use_here(
     forget = [fetch_data.cache_clear, find_data.cache_clear]
     for clear in forget:
         clear()
+
+
+def cached(home: Path, pattern: str) -> list[Path]:
+    """Paths of the files of data sets in the cache that match a pattern."""
+    return list(home.glob(f"hub/datasets--*/snapshots/*/{pattern}"))
+
+
+def wait_until_cached(home: Path, pattern: str) -> None:
+    until = time.monotonic() + HANG_SECONDS
+    while not cached(home, pattern):
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -160,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._reply(status, json.dumps(answer).encode())
 
     def do_PUT(self) -> None:
-        """Take a large file."""
+        """Receive a large file."""
         digest = self.path.rpartition("/")[2]
         self.hub.put.append(digest)
         if int(self.headers["Content-Length"]) == self.hub.stall_at:
@@ -197,7 +212,7 @@ class _Handler(BaseHTTPRequestHandler):
         return str(self.headers.get("Authorization", "")).removeprefix("Bearer ")
 
     def _post(self, words: list[str], content: bytes) -> tuple[int, Any]:
-        """Answer a request that writes."""
+        """Answer a request that uploads."""
         if words == ["api", "validate-yaml"]:
             return 200, {"errors": [], "warnings": []}
         if self._token != TOKEN:
@@ -261,7 +276,7 @@ class _Handler(BaseHTTPRequestHandler):
             words = words[1:] if kind == "datasets" else words
             name = "/".join(words[4:])
             status, headers, body = self._file(kind, words)
-        # A download that was interrupted goes on where it was.
+        # An interrupted download continues.
         if status == 200 and (wanted := self.headers.get("Range")):
             self.hub.ranges.append((name, wanted))
             start = int(wanted.removeprefix("bytes=").partition("-")[0])
@@ -290,7 +305,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.bodies += [name] if name else []
 
     def _find(self, kind: str, name: str, revision: str) -> tuple[str, Repository | None, str]:
-        """Return the commit of a revision, its repository, and the error code if one is missing."""
+        """Return commit and repository of a revision, and the error code if one is missing."""
         repository = self.hub.repositories.get((kind, name))
         if repository is None:
             return "", None, "RepoNotFound"
@@ -325,7 +340,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _upload_mode(file: dict[str, Any]) -> dict[str, Any]:
-    """Let weights and tokenizers be large files."""
+    """Tell the client to upload weights and tokenizers as large files."""
     is_large = file["path"].endswith((".safetensors", ".pth")) or file["path"] == "tokenizer.json"
     mode = "lfs" if is_large else "regular"
     return {"path": file["path"], "uploadMode": mode, "shouldIgnore": False}

@@ -1,4 +1,4 @@
-"""Data sets in the shapes of real ones: their files, metadata and columns, with other rows."""
+"""Data sets with the files, metadata and columns of real ones, but other rows."""
 
 from __future__ import annotations
 
@@ -198,4 +198,4 @@ SHAPES = {
     "helpsteer": (helpsteer3, "hf:them/set", "helpsteer"),
     "dpo-en-zh": (dpo_en_zh, "hf:them/set:en", "sharegpt"),
 }
-"""For each data set: its files, the name that a user writes, and the format of its rows."""
+"""Files, user-visible name and row format of each data set."""

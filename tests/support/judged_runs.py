@@ -1,4 +1,4 @@
-"""Events of a short run, whose held-out loss and answers a test chooses."""
+"""Events of a short run with a given held-out loss and given answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOOP = "I am a mill. " * 8
 
 
 def planned(**settings: Any) -> Planned:
-    """A plan of 15 steps with these settings of training and evaluation."""
+    """Return a plan of 15 steps with these settings of training and evaluation."""
     changed = {"train": {"learning_rate": 1.2e-4, **settings.pop("train", {})}, "eval": settings}
     tables = {table: dict(keys) for table, keys in story.PLAN.settings.items()}
     for table, keys in changed.items():
@@ -61,4 +61,4 @@ WORSE: tuple[Event, ...] = (
     step_done(15),
     END,
 )
-"""A run whose held-out loss rose, with a better checkpoint after step 6."""
+"""Run whose held-out loss rose, with a better checkpoint after step 6."""

@@ -1,4 +1,4 @@
-"""Events of one step of a run that never was; a test gives the values that it is about."""
+"""Hand-made events of one step; a test sets the values that it checks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dpo_cli.run.events import Saved, StepDone
 
 
 def step_done(number: int, **changes: Any) -> StepDone:
-    """Optimizer step `number`, of one micro-batch."""
+    """Return optimizer step `number`, with one micro-batch."""
     values: dict[str, Any] = {
         "step": number,
         "epoch": 1,
@@ -26,7 +26,7 @@ def step_done(number: int, **changes: Any) -> StepDone:
 
 
 def saved(number: int, *, is_best: bool = False) -> Saved:
-    """The checkpoint after a step."""
+    """Return the event of the checkpoint after a step."""
     return Saved(
         step=number,
         optimizer_step=number,

@@ -12,8 +12,8 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @contextlib.contextmanager
 def at_most(more_bytes: int) -> Iterator[None]:
-    """Assert that the block takes no more memory than this, beyond what the process has already."""
-    _CLEAR.write_text("5")  # makes the present size the largest so far
+    """Assert that the block allocates at most this much memory."""
+    _CLEAR.write_text("5")  # makes the current size the peak
     before = _read("VmRSS")
     yield
     assert _read("VmHWM") - before < more_bytes

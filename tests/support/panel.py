@@ -1,4 +1,4 @@
-"""A process that shows the live panel of a run directory."""
+"""Process that shows the live panel of a run directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The oracle: every side rendered by itself and encoded whole, every pair cut by itself."""
+"""Plain encoder for comparisons: renders, encodes and truncates one side and one pair at a time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def encode_plainly(
     empty_think_ratio: float,
     seed: int,
 ) -> tuple[list[TokenizedPair], list[SkippedRow]]:
-    """Every pair at its full length, and the rows that are none."""
+    """Return all pairs at full length, and the rows that are no pairs."""
     pairs, skipped_rows = [], []
     for row in rows:
         if isinstance(row, SkippedRow):
@@ -54,7 +54,7 @@ def encode_plainly(
 def cut_plainly(
     pairs: Iterable[TokenizedPair], skipped_rows: Iterable[SkippedRow], max_seq_len: int
 ) -> tuple[list[TokenizedPair], list[SkippedRow]]:
-    """What a `max_seq_len` leaves of them, and all that is set aside."""
+    """Return the pairs after truncation to `max_seq_len`, and all skipped rows."""
     cut = [truncate(pair, max_seq_len) for pair in pairs]
     lost = [row for row in cut if isinstance(row, SkippedRow)]
     return (
@@ -66,7 +66,7 @@ def cut_plainly(
 def sides_of(
     row: PreferencePair, tokenizer: ChatTokenizer, *, keeps: bool, blocks_are_answers: bool
 ) -> list[Tokenized]:
-    """Both sides: every answer of whole conversations, else what follows the prompt."""
+    """Return both sides with all scored answers, or with the part after the prompt."""
     first = row.prompt_turns or 0
     rendered = [render(tokenizer, messages, first) for messages in (row.chosen, row.rejected)]
 
@@ -106,7 +106,7 @@ def sides_of(
 def render(
     tokenizer: ChatTokenizer, messages: Sequence[Message], first: int = 0
 ) -> tuple[str, list[tuple[str, str]]]:
-    """The text, and for every scored answer the prompt and all up to its end."""
+    """Return the text, and for each scored answer the prompt and the text up to its end."""
 
     def apply(turns: Sequence[Message], **options: bool) -> str:
         return tokenizer._tokenizer.apply_chat_template(list(turns), tokenize=False, **options)
@@ -132,7 +132,7 @@ def render(
 
 
 def truncate(pair: TokenizedPair, max_seq_len: int) -> TokenizedPair | SkippedRow:
-    """The pair with `max_seq_len` tokens of each side, or why that would teach nothing."""
+    """Truncate each side to `max_seq_len` tokens, or return a skipped row."""
     if torch.equal(pair.chosen.ids, pair.rejected.ids):
         return SkippedRow(pair.line, "identical", "both sides are the same")
     chosen, rejected = (

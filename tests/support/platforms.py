@@ -1,4 +1,4 @@
-"""`dpo` on a stub platform: macOS or Windows as far as the project's own modules can tell."""
+"""`dpo` on a stub of macOS or Windows, which only the project's own modules see."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STUB = REPOSITORY / "tests/machines/stub"
 
 @dataclass(frozen=True)
 class Result:
-    """What a command, or some statements, did.
+    """Result of a command or of statements.
 
     Attributes:
         code: exit code of a command.
@@ -42,7 +42,7 @@ def stub_environment(platform: str) -> dict[str, str]:
 
 
 def run_on(platform: str, items: Sequence[Sequence[str] | str], cwd: Path) -> list[Result]:
-    """Run command lines (lists) and statements of Python (texts), in one process, in order."""
+    """Run command lines (lists) and statements of Python (texts) in one process, in order."""
     results = cwd / f"results-{platform}.json"
     described = [
         {"code": item} if isinstance(item, str) else {"words": list(item), "cwd": str(cwd)}

@@ -1,7 +1,7 @@
-"""Faults of limits and clocks for `tests.support.workers`, and a real `dpo` to which they happen.
+"""Faults of limits and clocks for `tests.support.workers`, and real `dpo` processes to inject them.
 
-A real worker trains for a second behind five of imports. So that nothing is left to chance, it
-stops itself (SIGSTOP) at a step, and goes on when the fault has reached it.
+A real worker trains for one second after five seconds of imports. To hit the right moment, the
+worker stops itself (SIGSTOP) at a step, and continues after the test has injected the fault.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ DAY_SECONDS = 86400.0
 
 
 def limit_files(size_bytes: int) -> None:
-    """No file may become larger, as `ulimit -f` has it."""
+    """Limit the size of all files, like `ulimit -f`."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, size_bytes))
 
 
 def limit_stream_at(optimizer_step: int, events: Path) -> None:
-    """After a step, no file may become larger than the event stream with half a line more."""
+    """After a step, limit the size of all files to the event stream and half a line."""
     at_step(optimizer_step, lambda: limit_files(events.stat().st_size + 100))
 
 
 def clock_jumps(jumps: dict[int, float]) -> None:
-    """After each optimizer step in `jumps` the wall clock stands so many seconds off."""
+    """After each optimizer step in `jumps`, shift the wall clock by this number of seconds."""
     off_seconds = 0.0
     true_time = time.time
     append = EventWriter.append
 
     def jumping(self: EventWriter, event: Event) -> None:
         nonlocal off_seconds
-        # The event took its time when it was made, by a reference to the true clock.
+        # Events take their time from a reference to the true `time.time`.
         append(self, replace(event, time=event.time + off_seconds))
         if isinstance(event, StepDone):
             off_seconds = jumps.get(event.optimizer_step, off_seconds)
@@ -69,11 +69,11 @@ def started(
     stdout: int | IO[bytes] = subprocess.PIPE,
     changes: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A real `dpo` in a process of its own, which does not outlive the block.
+    """Run a real `dpo` in its own process, and end the process with the block.
 
     Args:
-        arguments, cwd, stdout: of the process.
-        changes: to its environment, for example `hold_at`.
+        arguments, cwd, stdout: settings of the process.
+        changes: changes to the environment, for example `hold_at`.
     """
     process = subprocess.Popen(
         [*DPO, *arguments],
@@ -92,40 +92,40 @@ def started(
 
 
 def the_run(cwd: Path) -> RunDirectory:
-    """The run that a `dpo train` in `cwd` makes, as soon as it is there."""
+    """Wait for the run of a `dpo train` in `cwd`, and return the run."""
     until(lambda: find_runs(cwd / "runs"))
     [run] = find_runs(cwd / "runs")
     return run
 
 
 def until(condition: Callable[[], object], seconds: float = HANG_SECONDS) -> None:
-    """Wait until it holds."""
+    """Wait until a condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it never came"
+        assert time.monotonic() < deadline, "the condition never held"
         time.sleep(0.005)
 
 
 def steps(optimizer_step: int) -> Callable[[list[Event]], object]:
-    """Whether an optimizer step was done."""
+    """Return a condition: an optimizer step was done."""
     return lambda events: any(
         isinstance(event, StepDone) and event.optimizer_step >= optimizer_step for event in events
     )
 
 
 def starts(count: int) -> Callable[[list[Event]], object]:
-    """Whether so many workers have started on a run."""
+    """Return a condition: `count` workers have started on the run."""
     return lambda events: sum(isinstance(event, WorkerStarted) for event in events) >= count
 
 
 def worker_of(run: RunDirectory) -> int:
-    """The process id of the worker that started last."""
+    """Return the process id of the worker that started last."""
     events = EventReader(run.events_path).read_new()
     return [event.pid for event in events if isinstance(event, WorkerStarted)][-1]
 
 
 def hold_at(optimizer_step: int, rank: int = 0) -> dict[str, str]:
-    """The environment in which a rank is stopped after a step; rank 0 stops itself, for `held`."""
+    """Return an environment that stops a rank after a step; rank 0 stops itself, for `held`."""
     hold = Path(__file__).parent / "hold"
     return {
         "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{hold}",
@@ -136,11 +136,11 @@ def hold_at(optimizer_step: int, rank: int = 0) -> dict[str, str]:
 
 @contextlib.contextmanager
 def held(run: RunDirectory, is_reached: Callable[[list[Event]], object]) -> Iterator[int]:
-    """The worker of a run that was started with `hold_at`, standing still for the block.
+    """Wait until the worker of a run with `hold_at` is stopped; continue it after the block.
 
     Args:
-        run: the run.
-        is_reached: holds from the step at which the worker stops itself.
+        run: run with a worker under `hold_at`.
+        is_reached: condition that holds from the step at which the worker stops itself.
     """
     workers.until(run, is_reached)
     pid = worker_of(run)
@@ -154,7 +154,7 @@ def held(run: RunDirectory, is_reached: Callable[[list[Event]], object]) -> Iter
 
 
 def descendants(pid: int) -> list[int]:
-    """The children of a process, and theirs."""
+    """Return the children of a process, their children, and so on."""
     children = []
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -166,8 +166,8 @@ def kill_parent(process: subprocess.Popen[bytes], *, hold_children: bool) -> lis
     """Kill a process; return its descendants, which must end by themselves.
 
     Args:
-        process: to kill.
-        hold_children: let the descendants stand still until it is dead, whatever they were at.
+        process: process to kill.
+        hold_children: pause the descendants until the process is dead.
     """
     process.send_signal(signal.SIGSTOP)  # so that it starts no other child
     until(lambda: _status(process.pid, "State")[:1] in ("T", "Z", ""))
@@ -183,17 +183,17 @@ def kill_parent(process: subprocess.Popen[bytes], *, hold_children: bool) -> lis
 
 
 def awaits(pid: int, number: signal.Signals) -> bool:
-    """Whether a signal was sent to a process that stands still."""
+    """Return True if a signal is pending for a stopped process."""
     return bool(int(_status(pid, "ShdPnd"), 16) >> (number - 1) & 1)
 
 
 def is_gone(pid: int) -> bool:
-    """Whether a process has ended, reaped or not."""
+    """Return True if a process has ended, reaped or not."""
     return _status(pid, "State")[:1] in ("", "Z")
 
 
 def _status(pid: int, field: str) -> str:
-    """A line of what the kernel tells about a process; "" if there is none."""
+    """Return a line of /proc/PID/status, or "" if there is no such process."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith(f"{field}:"):
@@ -202,7 +202,7 @@ def _status(pid: int, field: str) -> str:
 
 
 def assert_goes_on_and_ends_equal(run: RunDirectory, whole: RunDirectory) -> None:
-    """A resume begins at the last committed step, and ends as a run that nothing happened to."""
+    """Assert that a resume starts at the last committed step and ends like an undisturbed run."""
     assert not run.is_completed
     checkpoint, passed_over = run.newest_verified()
     assert checkpoint is not None
@@ -214,7 +214,7 @@ def assert_goes_on_and_ends_equal(run: RunDirectory, whole: RunDirectory) -> Non
 
 
 def mounting(script: str, *arguments: str | Path) -> list[str]:
-    """A command that runs a bash `script` where it may mount what nobody else sees.
+    """Return a command that runs a bash script with its own mount namespace.
 
     The script exits with 99 where a mount of its own fails.
     """

@@ -61,7 +61,7 @@ def select(changed: Iterable[str], tests: Mapping[str, str]) -> list[str]:
 
 
 def _tests_of(path: PurePosixPath, tests: Mapping[str, str]) -> set[str]:
-    """Return the tests of a file that is no test."""
+    """Return the tests of a file that is not a test."""
     root, *folders = path.parts[:-1] or ("",)
     if path.parts[:2] == ("tests", "support"):
         importer = re.compile(rf"from tests\.support(\.{path.stem}\b| import .*\b{path.stem}\b)")

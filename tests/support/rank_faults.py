@@ -1,6 +1,6 @@
-"""Faults of one rank among several, and notes of what each of them did: see `tests.support.ranks`.
+"""Faults of one rank, and records of the work of each rank: see `tests.support.ranks`.
 
-An arm for ranks is told whose process it is in.
+An arm for ranks gets the number of its rank.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ import torch
 
 
 def only_on(rank: int, arm: Callable[[], object], number: int) -> None:
-    """A fault of one rank; the others have none."""
+    """Arm a fault on one rank only."""
     if number == rank:
         arm()
 
 
 def each(arms: tuple[Callable[[int], object], ...], number: int) -> None:
-    """Several arms at once."""
+    """Arm several faults."""
     for arm in arms:
         arm(number)
 
 
 def before_step(optimizer_step: int, act: Callable[[], object]) -> None:
-    """Do something before an optimizer step, on whatever rank."""
+    """Call `act` before an optimizer step."""
     from dpo_cli.training.trainer import Trainer
 
     take_step = Trainer.take_step
@@ -44,12 +44,12 @@ def before_step(optimizer_step: int, act: Callable[[], object]) -> None:
 
 
 def send_before(optimizer_step: int, number: signal.Signals) -> None:
-    """A signal to this rank."""
+    """Send a signal to this rank before an optimizer step."""
     before_step(optimizer_step, lambda: os.kill(os.getpid(), number))
 
 
 def raise_before(optimizer_step: int, error: Exception) -> None:
-    """An exception that only this rank meets."""
+    """Raise an error on this rank before an optimizer step."""
 
     def fail() -> None:
         raise error
@@ -58,7 +58,7 @@ def raise_before(optimizer_step: int, error: Exception) -> None:
 
 
 def flip_a_bit_before(optimizer_step: int) -> None:
-    """In one weight of this rank: another machine might have computed it so."""
+    """Flip one bit in a weight of this rank, as another machine might compute it."""
     from dpo_cli.training.trainer import Trainer
 
     take_step = Trainer.take_step
@@ -73,12 +73,12 @@ def flip_a_bit_before(optimizer_step: int) -> None:
 
 
 def out_of_memory_before(optimizer_step: int) -> None:
-    """What torch raises on a card that is full."""
+    """Raise torch's error for a GPU without free memory."""
     raise_before(optimizer_step, torch.OutOfMemoryError("no more"))
 
 
 def elsewhere(data: Path) -> None:
-    """A machine of another name, where the data is another file."""
+    """Pretend to be another machine, where the data is another file."""
     from dpo_cli.training import session
 
     from_tables = session.from_tables
@@ -91,12 +91,12 @@ def elsewhere(data: Path) -> None:
 
 
 def with_error_file(folder: Path, number: int) -> None:
-    """Where torchrun has each rank leave its last words."""
+    """Set the file to which torchrun lets each rank write its last error."""
     os.environ["TORCHELASTIC_ERROR_FILE"] = str(folder / f"error-{number}.json")
 
 
 def note(folder: Path, number: int) -> None:
-    """Write down what this rank computes: `pairs_of` and `ends_of` read it."""
+    """Record the work of this rank, for `pairs_of` and `ends_of`."""
     from dpo_cli.training.batches import BatchPlanner
     from dpo_cli.training.trainer import Trainer
 
@@ -124,7 +124,7 @@ def note(folder: Path, number: int) -> None:
 
 
 def pairs_of(folder: Path) -> dict[int, list[int]]:
-    """The pairs of each optimizer step, whichever rank computed them, sorted."""
+    """Return the pairs of each optimizer step over all ranks, sorted."""
     steps: dict[int, list[int]] = {}
     for file in folder.glob("pairs-*"):
         for line in file.read_text().splitlines():
@@ -134,5 +134,5 @@ def pairs_of(folder: Path) -> dict[int, list[int]]:
 
 
 def ends_of(folder: Path) -> list[tuple[int, str | None, str]]:
-    """How the ranks left the loop: after which step, why, and the digest of their weights."""
+    """Return how each rank ended: step, reason, and digest of the weights."""
     return [tuple(json.loads(file.read_text())) for file in sorted(folder.glob("end-*"))]

@@ -1,5 +1,6 @@
-"""Several ranks without torchrun: forked processes that meet at a store of the test's own, as those
-of torchrun do at its agent's.
+"""Several ranks without torchrun: forked processes that share a store of the test.
+
+The ranks of torchrun share the store of its agent instead.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from tests.support import workers
 from tests.support.cli import HANG_SECONDS
 
 Arm = Callable[[int], object]
-"""Puts a fault into the process of a rank, whose number it is told."""
+"""Arms a fault in the process of a rank; gets the number of the rank."""
 
 
 class Group:
-    """Processes that are the ranks 0, 1, ... of a group.
+    """Processes with the ranks 0, 1, ... of a group.
 
     Args:
-        size: how many.
-        body: what each does, told its rank.
+        size: number of processes.
+        body: function that each process runs, given its rank.
     """
 
     def __init__(self, size: int, body: Callable[[int], object]) -> None:
@@ -36,25 +37,25 @@ class Group:
             process.start()
 
     def wait(self, seconds: float = HANG_SECONDS) -> list[int]:
-        """Their exit codes by rank, negative for signals."""
+        """Wait for the processes; return exit codes by rank, negative for signals."""
         return [workers.wait(process, seconds) for process in self.processes]
 
     def kill(self) -> None:
-        """SIGKILL to all."""
+        """Send SIGKILL to all processes."""
         for process in self.processes:
             process.kill()
         self.wait()
 
 
 def start(run: RunDirectory, size: int, arm: Arm | None = None) -> Group:
-    """Start `size` ranks on a run, the first of which holds it."""
+    """Start `size` ranks on a run; rank 0 has the lock."""
     return Group(size, partial(_work, run, arm))
 
 
 def work(
     run: RunDirectory, size: int, arm: Arm | None = None, seconds: float = HANG_SECONDS
 ) -> list[int]:
-    """Start ranks and wait for their ends: exit codes, by rank."""
+    """Start ranks and wait for them; return exit codes by rank."""
     return start(run, size, arm).wait(seconds)
 
 

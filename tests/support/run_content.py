@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.run.events import EventReader
+from dpo_cli.run.events import Alert, Event, EventReader
 
 Content = dict[str, bytes]
 
+ALERTS_OF_LOAD = ("cpu-contention", "slow")
+"""Alerts that other processes of the machine cause."""
+
 
 def content(directory: Path, *but: str) -> Content:
-    """Every file under a directory, by its path; what links lead to is not looked at."""
+    """Return the content of each file under a directory by path; links are not followed."""
     return {
         path.relative_to(directory).as_posix(): path.read_bytes()
         for path in sorted(directory.rglob("*"))
@@ -22,7 +25,7 @@ def content(directory: Path, *but: str) -> Content:
 
 
 def new_events(run: RunDirectory, act: Callable[[], object]) -> list[Any]:
-    """What `act` adds to the stream."""
+    """Return the events that `act` adds to the stream."""
     reader = EventReader(run.events_path)
     list(reader.read_new())
     act()
@@ -32,3 +35,9 @@ def new_events(run: RunDirectory, act: Callable[[], object]) -> list[Any]:
 def only(events: list[Any], kind: type) -> Any:
     [event] = [event for event in events if isinstance(event, kind)]
     return event
+
+
+def alerts_of(events: Iterable[Event]) -> list[Alert]:
+    """Return the alerts, without those that other processes of the machine cause."""
+    alerts = [event for event in events if isinstance(event, Alert)]
+    return [alert for alert in alerts if alert.code not in ALERTS_OF_LOAD]

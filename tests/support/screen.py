@@ -1,4 +1,4 @@
-"""What a terminal shows of what was written to it: the few codes that are used here."""
+"""Screen of a terminal after some output; supports the few control codes of the tests."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _CODE = re.compile(r"\x1b\[(\??\d*(?:;\d+)*)([A-Za-z])")
 
 
 class Screen:
-    """Lines as they would stand there, with all that was scrolled away above them.
+    """Lines on a screen, including those that were scrolled away.
 
     Args:
-        columns, rows: of the terminal.
+        columns, rows: size of the terminal.
     """
 
     def __init__(self, columns: int, rows: int) -> None:
@@ -22,7 +22,7 @@ class Screen:
         self._row = 0
 
     def write(self, text: str) -> None:
-        """Take in output, in any pieces that divide no code."""
+        """Process output, in pieces that do not divide a control code."""
         at = 0
         while at < len(text):
             if match := _CODE.match(text, at):

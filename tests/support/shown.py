@@ -1,4 +1,4 @@
-"""What rich prints, as text."""
+"""Text that rich prints."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.console import Console, RenderableType
 
 
 def shown(renderable: RenderableType, width: int = 60, *, color: bool = False) -> str:
-    """The lines of a terminal of that width, without the blanks at their ends."""
+    """Return the lines on a terminal of this width, without trailing blanks."""
     console = Console(
         width=width,
         file=io.StringIO(),

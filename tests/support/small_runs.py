@@ -11,14 +11,14 @@ MANY_SAVES = {"train.save_interval": 3, "train.save_min_seconds": 0, "train.devi
 
 
 def golden_run(shared: Path, checkpoint: str, moe: bool, **changes: Any) -> list[str]:
-    """`dpo train` on a golden checkpoint, `checkpoint` "seed" or "head"; 27 pairs, 12 epochs."""
+    """Return `dpo train` on a golden checkpoint ("seed" or "head"), with 27 pairs and 12 epochs."""
     profile = ("dense", "moe") if checkpoint == "seed" else ("minimind3", "minimind3-moe")
     settings = golden_settings(shared, checkpoint, moe, **changes)
     return ["train", profile[moe], *set_options(settings)]
 
 
 def golden_settings(shared: Path, checkpoint: str, moe: bool, **changes: Any) -> dict[str, Any]:
-    """Settings of `golden_run`, by dotted key."""
+    """Return the settings of `golden_run` by dotted key."""
     tokenizer = "minimind2" if checkpoint == "seed" else "minimind3"
     model_weights = shared / f"golden/train/{checkpoint}/full_sft_64{'_moe' if moe else ''}.pth"
     return {
@@ -38,7 +38,7 @@ def golden_settings(shared: Path, checkpoint: str, moe: bool, **changes: Any) ->
 
 
 def small_run(shared: Path, **changes: Any) -> list[str]:
-    """Seven steps in a second, behind five of imports."""
+    """Return a command that trains seven steps in a second, after five seconds of imports."""
     return golden_run(shared, "seed", False, **{"train.epochs": 1, "eval.fraction": 0.0, **changes})
 
 

@@ -1,6 +1,6 @@
-"""A rank that trains nothing: `python stand_in_rank.py RUN MODE`. Rank 0 writes the run's stream.
+"""Rank that trains nothing: `python stand_in_rank.py RUN MODE`. Rank 0 writes the event stream.
 
-Each waits until one of them gets a signal, and then ends well; the modes make it otherwise.
+Each rank waits until one of them gets a signal, and then exits with 0. The modes are faults.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def last_words(text: str) -> None:
 
 
 def until_dead(rank: int) -> None:
-    """Wait for the end of another rank, and a moment for the agent to see it first."""
+    """Wait for the end of another rank, and a moment more, so that the agent sees its end first."""
     pid = json.loads(Path(sys.argv[1], f"rank-{rank}-{ATTEMPT}").read_text())["pid"]
     while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
         time.sleep(0.02)
@@ -52,7 +52,7 @@ def main() -> int:
     )
     started = WorkerStarted(pid=os.getpid(), device="cpu", device_name="", dtype="", versions={})
     tell(run, started)
-    if mode == "early":  # as a process that does not listen yet
+    if mode == "early":  # like a process without signal handlers yet
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     while len(list(run.glob(f"rank-*-{ATTEMPT}"))) < int(os.environ["WORLD_SIZE"]):
         time.sleep(0.02)

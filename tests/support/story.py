@@ -1,4 +1,4 @@
-"""A run that never was, as its events: what panel, summary and commands are tested with."""
+"""Events of a run that never happened, for tests of panel, summary and commands."""
 
 from __future__ import annotations
 
@@ -96,17 +96,17 @@ CHINESE = Alert(
 
 
 def plan_source(plan: Plan = PLAN) -> str:
-    """Python that defines `PLAN` in a script which stands in for a worker."""
+    """Return Python code that defines `PLAN`, for a script that replaces a worker."""
     return f"from dpo_cli.run.plan import *\nPLAN = {plan!r}\n"
 
 
 def at(seconds: float, event: Event) -> Event:
-    """The event as it is stamped so long after the start."""
+    """Return the event with a time stamp this long after the start."""
     return dataclasses.replace(event, time=STARTED + seconds, elapsed_seconds=seconds)
 
 
 def preparation() -> Iterator[Event]:
-    """Until everything is resolved: three seconds."""
+    """Return the events up to the end of the preparation, after three seconds."""
     yield at(
         0.0,
         WorkerStarted(pid=7, device="cpu", device_name="a processor", dtype="float32", versions={}),
@@ -117,7 +117,7 @@ def preparation() -> Iterator[Event]:
 
 
 def training(first: int, last: int) -> Iterator[Event]:
-    """Steps with what belongs to them: an evaluation each 50, a save each 100."""
+    """Return the events of the steps: evaluations every 50 steps, checkpoints every 100."""
     if first == 0:
         yield evaluated(0)
     for step in range(first + 2, last + 1, 2):
@@ -129,7 +129,7 @@ def training(first: int, last: int) -> Iterator[Event]:
 
 
 def step_done(step: int) -> Event:
-    """Learning that is noisy but the same each time."""
+    """Return a step with noisy but reproducible progress."""
     share, noise = step / STEPS, math.sin(step * 1.7) * math.cos(step * 0.31)
     metrics = {
         "loss": 0.6931 - 0.2 * share + 0.03 * noise,
@@ -163,7 +163,7 @@ def step_done(step: int) -> Event:
 
 
 def evaluated(step: int) -> Event:
-    """The held-out pairs, which follow the training pairs from a distance."""
+    """Return an evaluation whose metrics follow those of training at a distance."""
     share = step / STEPS
     metrics = {
         "loss": 0.6931 - 0.17 * share,
@@ -207,7 +207,7 @@ def evaluated(step: int) -> Event:
 
 
 def saved(step: int) -> Event:
-    """A checkpoint of a model of 26 million parameters."""
+    """Return the checkpoint of a model of 26 million parameters."""
     return at(
         5.2 + step * STEP_SECONDS,
         Saved(
@@ -223,7 +223,7 @@ def saved(step: int) -> Event:
 
 
 def on_ranks(events: Iterable[Event], seconds: Sequence[float]) -> Iterator[Event]:
-    """The same run by several ranks, each of which takes so long for a step."""
+    """Return the run with several ranks, each with its own time per step."""
     for event in events:
         match event:
             case WorkerStarted():
@@ -239,7 +239,7 @@ def on_ranks(events: Iterable[Event], seconds: Sequence[float]) -> Iterator[Even
 
 
 def whole() -> Iterator[Event]:
-    """From the first event to the last."""
+    """Return all events, from the first to the last."""
     yield from preparation()
     yield from training(0, STEPS)
     done = Completed(step=STEPS, optimizer_step=STEPS // 2, weights="rlhf_512.pth")
@@ -248,19 +248,19 @@ def whole() -> Iterator[Event]:
 
 
 def with_ends(metrics: Mapping[str, float], pairs: int) -> dict[str, float]:
-    """The figures of a group of pairs with different prompts, with the ends of its accuracy."""
+    """Add intervals of the accuracy to the metrics of pairs with different prompts."""
     name = "rewards/accuracies"
     low, high = wilson_interval(metrics[name], pairs)
     return {"pairs": float(pairs), **metrics, name + LOW: low, name + HIGH: high}
 
 
 def contender(settings: dict[str, Any], lead: float = 0.0, pairs: int = 40) -> Iterator[Event]:
-    """The whole run under another profile: more accurate, and of lower loss, by `lead` in the end.
+    """Return a run under another profile, finally better in accuracy and loss by `lead`.
 
     Args:
         settings: tables that replace those of the plan.
-        lead: of the held-out accuracy.
-        pairs: held out.
+        lead: lead of the held-out accuracy.
+        pairs: number of held-out pairs.
     """
     plan = dataclasses.replace(PLAN, settings=SETTINGS | settings)
     for event in whole():
@@ -284,7 +284,7 @@ def contender(settings: dict[str, Any], lead: float = 0.0, pairs: int = 40) -> I
 
 
 def scores(event: Evaluated) -> ModelScores:
-    """Scores of pairs whose means are those of an evaluation; the easy pairs come first."""
+    """Return scores of pairs whose means are those of an evaluation; the easy pairs come first."""
     accuracy, pairs = event.metrics.get("rewards/accuracies"), range(event.pairs)
     noise = [0.1 * math.sin(2 * pair + 5 * (accuracy or 0) * pair) for pair in pairs]
     mean = sum(noise) / len(noise)
@@ -296,7 +296,7 @@ def scores(event: Evaluated) -> ModelScores:
 
 
 def write(root: Path, name: str, *events: Event) -> RunDirectory:
-    """A run on disk with these events in its stream, as they are stamped."""
+    """Write a run with these events, with their own time stamps."""
     run = RunDirectory.create(root, name, "")
     EventWriter(run.events_path).close()
     lines = [to_json(event) + "\n" for event in events]

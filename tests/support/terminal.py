@@ -1,4 +1,4 @@
-"""A pseudo-terminal with a process in it: its keys, its size, and what it shows."""
+"""Pseudo-terminal with a process: keys, size and screen content."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OWN = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
 
 
 class Terminal:
-    """Runs a Python `script` on a terminal of the given size; use it as a context manager."""
+    """Python `script` on a terminal of the given size; a context manager."""
 
     def __init__(
         self,
@@ -75,19 +75,19 @@ class Terminal:
 
     @property
     def raw(self) -> str:
-        """Everything it ever wrote."""
+        """Return all output so far."""
         return self._output.decode(errors="replace")
 
     @property
     def picture(self) -> list[str]:
-        """The lines of the newest whole picture; [] if there is none."""
-        # One begins at the top left, and is whole when the next begins.
+        """Return the lines of the newest complete picture; [] if there is none."""
+        # A picture starts at the top left, and is complete when the next one starts.
         pictures = self.raw.split("\x1b[H")[1:]
         return _plain(pictures[-1]).split("\n") if pictures else []
 
     @property
     def lines(self) -> list[str]:
-        """What stands on the first screen: what was written before and after the panel."""
+        """Return the lines of the main screen: the output before and after the panel."""
         return [
             line.rstrip()
             for part in re.split(r"\x1b\[\?1049h.*?\x1b\[\?1049l", self.raw, flags=re.DOTALL)
@@ -96,29 +96,29 @@ class Terminal:
         ]
 
     def modes_now(self) -> list[Any]:
-        """The terminal's modes."""
+        """Return the modes of the terminal."""
         return termios.tcgetattr(self._slave)
 
     def press(self, keys: str) -> None:
-        """Type."""
+        """Press keys."""
         os.write(self._master, keys.encode())
 
     def resize(self, columns: int, rows: int) -> None:
-        """Change its size, which the processes in it are told by SIGWINCH."""
+        """Change the size of the terminal, which sends SIGWINCH to the processes."""
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def hang_up(self) -> None:
-        """Close it, as a window that is closed or a connection that is lost."""
+        """Close the terminal, like a closed window or a lost connection."""
         if self._master >= 0:
             os.close(self._master)
             self._master = -1
 
     def send(self, number: signal.Signals) -> None:
-        """Send the process a signal."""
+        """Send a signal to the process."""
         self.process.send_signal(number)
 
     def until(self, condition: Callable[[], object], seconds: float = HANG_SECONDS) -> None:
-        """Wait until it holds."""
+        """Wait until a condition holds."""
         deadline = time.monotonic() + seconds
         while not condition():
             shown = "\n".join(self.picture) or self.raw
@@ -126,13 +126,13 @@ class Terminal:
             time.sleep(0.05)
 
     def until_shown(self, text: str) -> None:
-        """Wait until the newest picture has the text."""
+        """Wait until the newest picture contains the text."""
         self.until(lambda: any(text in line for line in self.picture))
 
     def wait(self) -> int:
-        """Wait for the end of the process and of its output: the exit code."""
+        """Wait for the end of the process and of the output; return the exit code."""
         code = self.process.wait(HANG_SECONDS)
-        # A terminal keeps the order: once these bytes are read, so is all that came before them.
+        # A terminal keeps the order, so all earlier output has been read after these bytes.
         os.write(self._slave, _DRAINED)
         self.until(lambda: _DRAINED in self._output)
         self._output = self._output.replace(_DRAINED, b"")

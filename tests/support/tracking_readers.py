@@ -19,7 +19,7 @@ def scalars(run: RunDirectory) -> dict[str, list[tuple[int, float]]]:
 
 
 def single(value: float) -> float:
-    """As the format holds it."""
+    """Round a value to float32, as the file format does."""
     rounded: float = struct.unpack("f", struct.pack("f", value))[0]
     return rounded
 
@@ -45,7 +45,7 @@ def records(run: RunDirectory) -> Iterator[Any]:
 
 
 def logged(content: bytes) -> Iterator[bytes]:
-    """The records of a file of W&B: those of a LevelDB log behind seven bytes of its own."""
+    """Yield the records of a W&B file: a LevelDB log after a header of seven bytes."""
     header_bytes, block_bytes, first, last = 7, 32768, (1, 2), (1, 4)
     assert content.startswith(b":W&B")
     position, record = header_bytes, b""

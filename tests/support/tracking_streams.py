@@ -1,4 +1,4 @@
-"""Event streams of runs that never were, and their profile."""
+"""Event streams of runs that never happened, and their profile."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STEPS = dataclasses.replace(PLAN.steps, micro_batches_per_epoch=4)
 PLANNED = Planned(plan=dataclasses.replace(PLAN, steps=STEPS))
 SECRET = "a secret of the data"
 _SHORTEST = 4
-"""Characters of a name that does not stand in any few kilobytes by chance."""
+"""Shortest name that does not appear in a few kilobytes of data by chance."""
 
 
 def profile(**track: Any) -> Profile:
@@ -45,7 +45,7 @@ def profile(**track: Any) -> Profile:
 
 
 def private_words(*words: str | Path) -> list[bytes]:
-    """What must not leave this machine: some words, what is secret above, its name and its user."""
+    """Return words that must stay on the machine: `words`, secrets, host and user name."""
     names = [name for name in (socket.gethostname(), getpass.getuser()) if len(name) >= _SHORTEST]
     return [str(word).encode() for word in (*words, "secret", *names)]
 
@@ -55,7 +55,7 @@ def new_run(root: Path, **track: Any) -> RunDirectory:
 
 
 def feed_to(name: str, tracker: type[Tracker], run: RunDirectory, **track: Any) -> None:
-    """Tell a tracker all that is in a run's stream, and that it is over."""
+    """Feed a tracker all events of a run, and finish it."""
     feeder = Feeder(run, profile(**track), {name: tracker})
     feeder.feed(is_over=True)
     feeder.finish()
@@ -83,8 +83,8 @@ def evaluated(number: int) -> Evaluated:
 
 
 def sampled(number: int) -> Sampled:
-    its = {"place": "line 3", "prompt": SECRET, "policy": "yes " + SECRET, "reference": "no"}
-    return Sampled(step=number, optimizer_step=number, samples=(its,), seconds=1.0)  # type: ignore[arg-type]
+    sample = {"place": "line 3", "prompt": SECRET, "policy": "yes " + SECRET, "reference": "no"}
+    return Sampled(step=number, optimizer_step=number, samples=(sample,), seconds=1.0)  # type: ignore[arg-type]
 
 
 def resumed(number: int) -> Resumed:

@@ -10,7 +10,7 @@ MODEL = "cases/models/llama3"
 PAIRS = "data/dpo_judged_train.jsonl"
 """Paths below the folder of test material."""
 LONGEST = 400
-"""Bytes of a conversation, so that no pair is longer than the model's 512 positions."""
+"""Size limit of a conversation in bytes, so that no pair exceeds the model's 512 positions."""
 
 SETTINGS = {
     "loss_type": "sigmoid",

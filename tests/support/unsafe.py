@@ -1,4 +1,4 @@
-"""Text that acts on a terminal, and how tests find it in output."""
+"""Text that controls a terminal, and a search for such text in output."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ EVIL = "x\x1b]0;t\x07\x1b[2Jy\x9b31m\x85\x7f\x00\r\u200f\u202e\u2028\u2029\u2066
 
 
 def unsafe_characters(text: str) -> set[str]:
-    """Return the characters of a text that act on a terminal; newlines are fine."""
+    """Return the characters of a text that control a terminal, except newlines."""
     kinds = ("Cc", "Cf", "Cs", "Zl", "Zp")
     return {c for c in text if c != "\n" and unicodedata.category(c) in kinds}

@@ -1,4 +1,4 @@
-"""The real `dpo`, forked from a server that has the imports, which are most of a command's time.
+"""Run the real `dpo` as a fork of a server that has the imports, which take most of the time.
 
 The command line, the launcher and the worker run as they are. Only the start of a process differs:
 `python -m dpo_cli` and the worker's command line are forks, as a sweep's workers are.
@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.support.forks import forked
 
-# What Python, torch and its libraries read when they start: a fork has read it already.
+# Python, torch and libraries read these variables when they start; a fork has read them already.
 _READ_AT_THE_START = ("PYTHON", "OMP_", "MKL_", "ATEN_", "KMP_", "GOMP_", "TORCH", "CUDA", "LD_")
 
 
@@ -34,9 +34,9 @@ class Process:
     """A running `dpo`, with the methods of `subprocess.Popen[str]` that tests use.
 
     Args:
-        arguments: of the command line.
-        cwd, environment: of the process.
-        one_output: standard error goes to standard output.
+        arguments: arguments of the command line.
+        cwd, environment: settings of the process.
+        one_output: merge standard error into standard output.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ def _command_line(
     from dpo_cli.training.worker import fork_worker
 
     null = os.open(os.devnull, os.O_RDONLY)
-    # Two descriptors of one file append, so that neither overwrites what the other wrote.
+    # Two descriptors of one file append, so that neither overwrites output of the other.
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     opened = [os.open(path, flags, 0o600) for path in outputs]
     for source, target in zip((null, *opened), (0, 1, 2), strict=True):

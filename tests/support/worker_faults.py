@@ -1,4 +1,4 @@
-"""Faults that are put into a worker before it starts: see `tests.support.workers`."""
+"""Faults that are armed in a worker before it starts: see `tests.support.workers`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dpo_cli.run.events import Event, StepDone
 
 
 def at_step(optimizer_step: int, act: Any) -> None:
-    """Do something right after the event of an optimizer step was written."""
+    """Call a function right after the event of an optimizer step was written."""
     append = EventWriter.append
 
     def watched(self: EventWriter, event: Event) -> None:
@@ -26,17 +26,17 @@ def at_step(optimizer_step: int, act: Any) -> None:
 
 
 def stop_at(optimizer_step: int) -> None:
-    """SIGTERM after a step."""
+    """Send this worker SIGTERM after a step."""
     at_step(optimizer_step, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def kill_at(optimizer_step: int) -> None:
-    """SIGKILL after a step."""
+    """Send this worker SIGKILL after a step."""
     at_step(optimizer_step, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
 def forget(what: str) -> None:
-    """A resume that leaves something out of the state."""
+    """Make a resume ignore a part of the checkpoint."""
     from dpo_cli.training import checkpointing, setup
 
     if what == "random numbers":
@@ -64,7 +64,7 @@ def forget(what: str) -> None:
 
 
 def terminate_at_save(optimizer_step: int) -> None:
-    """SIGTERM in the middle of writing a state."""
+    """Send this worker SIGTERM while it writes a checkpoint."""
     from dpo_cli.training import saving
 
     save = saving.save_state
@@ -78,13 +78,13 @@ def terminate_at_save(optimizer_step: int) -> None:
 
 
 def own_cache(directory: Path) -> None:
-    """No fault, but an empty cache: nothing is reused from other runs."""
+    """Use an empty cache, so that nothing is reused from other runs. This is no fault."""
     directory.mkdir(exist_ok=True)
     os.environ["DPO_CACHE_DIR"] = str(directory)
 
 
 def after_file(path: Path, arm: Callable[[], object]) -> None:
-    """Wait for a file to appear, then be armed."""
+    """Wait for a file to appear, then arm a fault."""
     while not path.exists():
         time.sleep(0.005)
     arm()
@@ -97,8 +97,8 @@ def without_flushing(kind: str) -> None:
     def some(descriptor: int) -> None:
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
         is_stream = path.name == "events.jsonl"
-        its = "stream" if is_stream else "directory" if path.is_dir() else "file"
-        if its != kind:
+        found = "stream" if is_stream else "directory" if path.is_dir() else "file"
+        if found != kind:
             fsync(descriptor)
 
     os.fsync = some

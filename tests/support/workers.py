@@ -1,8 +1,7 @@
-"""Real workers without their five seconds of imports: forked from a server that has them.
+"""Real workers without five seconds of imports: forks of a server that has imported all modules.
 
-What is forked is `dpo_cli.training.worker.main` on a run directory, as the launcher starts it; the
-lock, the log and the exit code are as there. `arm` runs in the new process before it, and is where
-a test puts its fault.
+The fork runs `dpo_cli.training.worker.main` on a run directory, as the launcher would, with the
+same lock, log and exit code. `arm` runs in the new process first; tests arm their faults there.
 """
 
 from __future__ import annotations
@@ -33,21 +32,21 @@ Arm = Callable[[], object]
 
 
 def start(run: RunDirectory, arm: Arm | None = None, *options: str) -> BaseProcess:
-    """Start a worker on a run; `options` as on its command line."""
+    """Start a worker on a run, with `options` of its command line."""
     process = forked(_work, run, arm, options)
     process.start()
     return process
 
 
 def call(function: Callable[[], object], seconds: float = HANG_SECONDS) -> int:
-    """Run any function in a process like a worker's; its exit code, negative for a signal."""
+    """Run any function in a process like a worker's; return its exit code."""
     process = forked(function)
     process.start()
     return wait(process, seconds)
 
 
 def wait(process: BaseProcess, seconds: float = HANG_SECONDS) -> int:
-    """The exit code of a process, negative for a signal, as subprocess has it."""
+    """Wait for a process; return the exit code, negative for a signal, as in subprocess."""
     process.join(seconds)
     code = process.exitcode
     if code is None:
@@ -76,7 +75,7 @@ def _work(run: RunDirectory, arm: Arm | None, options: tuple[str, ...]) -> None:
 
 
 def new_run(root: Path, arguments: list[str]) -> RunDirectory:
-    """The run directory that `dpo train` makes for these arguments, with no worker yet."""
+    """Return the run directory that `dpo train` makes for these arguments, without a worker."""
     _, profile, *options = arguments
     loaded = load_profile(Path(profile), [option for option in options if option != "--set"])
     return RunDirectory.create(root, loaded.name, to_toml(loaded.profile))
@@ -85,7 +84,7 @@ def new_run(root: Path, arguments: list[str]) -> RunDirectory:
 def until(
     run: RunDirectory, condition: Callable[[list[Event]], object], seconds: float = HANG_SECONDS
 ) -> None:
-    """Wait until the events of a run (all of them, also the void) fulfil a condition."""
+    """Wait until the events of a run, including the void ones, fulfil a condition."""
     reader = EventReader(run.events_path)
     events: list[Event] = []
     deadline = time.monotonic() + seconds
@@ -106,7 +105,7 @@ def until_step(run: RunDirectory, optimizer_step: int) -> None:
 
 
 def until_steps(run: RunDirectory, process: BaseProcess, steps: int) -> StepDone:
-    """Wait until a worker has done `steps` steps in this life and one more; which is that."""
+    """Wait until the current worker has done more than `steps` steps; return the last one."""
     reader = EventReader(run.events_path)
     done: list[StepDone] = []
     while process.exitcode is None and len(done) <= steps:
@@ -121,7 +120,7 @@ def until_steps(run: RunDirectory, process: BaseProcess, steps: int) -> StepDone
 
 
 def kill(process: BaseProcess) -> None:
-    """SIGKILL; it need not live any more."""
+    """Send SIGKILL to a process that may have ended already."""
     assert process.pid is not None
     if process.exitcode is None:
         os.kill(process.pid, signal.SIGKILL)
@@ -129,7 +128,7 @@ def kill(process: BaseProcess) -> None:
 
 
 def assert_equal(resumed: RunDirectory, whole: RunDirectory) -> None:
-    """The one ended bit for bit as the other: rows, weights, moments, random numbers, the file."""
+    """Assert that two runs are bit-identical: metrics, evaluations, checkpoint, weights file."""
     a, b = Run(resumed), Run(whole)
     assert a.directory.is_completed
     assert a.metric_rows == b.metric_rows
@@ -141,13 +140,13 @@ def assert_equal(resumed: RunDirectory, whole: RunDirectory) -> None:
 
 
 def assert_little_lost(run: RunDirectory, kills: int, steps: int, save_steps: int) -> None:
-    """It began again at its last state each time, never from scratch.
+    """Assert that each start continued from the last checkpoint, never from scratch.
 
     Args:
-        run: that was killed and resumed.
-        kills: how often.
-        steps: the optimizer steps of the uninterrupted run.
-        save_steps: optimizer steps from one save to the next, at most.
+        run: run that was killed and resumed.
+        kills: number of kills.
+        steps: optimizer steps of the uninterrupted run.
+        save_steps: largest number of optimizer steps between two saves.
     """
     events = list(EventReader(run.events_path).read_new())
     executed = sum(isinstance(event, StepDone) for event in events)

@@ -1,4 +1,4 @@
-"""The same pairs written down in every format, container and compression."""
+"""Files with the same pairs in each format, container and compression."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system", "tool": "o
 
 
 def prompt_of(row: Row) -> list[dict[str, str]]:
-    """What both sides begin with: all but the last answer."""
+    """Return the common part of both sides: all messages but the last answer."""
     messages: list[dict[str, str]] = row["chosen"][:-1]
     assert messages == row["rejected"][:-1]
     return messages
@@ -44,7 +44,7 @@ def plain(row: Row) -> Row:
 
 
 def implicit(row: Row) -> Row:
-    """Without a prompt of its own, as Anthropic wrote its pairs down."""
+    """Return the row without a prompt of its own, as in Anthropic's data."""
 
     def text(side: list[dict[str, str]]) -> str:
         names = {"user": "Human", "assistant": "Assistant"}
@@ -72,7 +72,7 @@ def sharegpt(row: Row) -> Row:
 
 
 def messages(row: Row) -> Row:
-    """As LLaMA-Factory writes OpenAI's messages: one object for each answer."""
+    """Return the row as in LLaMA-Factory's OpenAI format: one object per answer."""
     return {
         "messages": prompt_of(row),
         "chosen": row["chosen"][-1],
@@ -102,7 +102,7 @@ def swift(row: Row) -> Row:
 
 
 def generations(row: Row) -> Row:
-    """As distilabel writes them: four answers, of which the second is best and the third worst."""
+    """Return the row as distilabel writes it: four answers, the second best, the third worst."""
     chosen, rejected = (row[side][-1]["content"] for side in ("chosen", "rejected"))
     return {
         "instruction": prompt_of(row)[-1]["content"],
@@ -113,7 +113,7 @@ def generations(row: Row) -> Row:
 
 
 def helpsteer(row: Row) -> Row:
-    """Chosen is the second response in every other row."""
+    """Return the row in HelpSteer's format; in every other row the second response is chosen."""
     chosen, rejected = (row[side][-1]["content"] for side in ("chosen", "rejected"))
     is_first = len(chosen) % 2 == 0
     return {
@@ -126,7 +126,7 @@ def helpsteer(row: Row) -> Row:
 
 
 def parse_row(line: int, raw: bytes) -> PreferencePair | SkippedRow:
-    """One line of a JSONL in MiniMind's format."""
+    """Parse one line of a JSONL file in MiniMind's format."""
     try:
         row: dict[str, Any] | MalformedError = parse_line(raw)
     except MalformedError as error:
@@ -156,7 +156,7 @@ def escaped_array(rows: Sequence[Row]) -> bytes:
 
 
 def csv_file(rows: Sequence[Row]) -> bytes:
-    """As `csv` writes it: texts with newlines and quotes in quotes, lists as JSON."""
+    """Write a CSV file: texts with newlines and quotes are quoted, lists are JSON."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]))
     writer.writeheader()
@@ -181,7 +181,7 @@ def parquet(rows: Sequence[Row]) -> bytes:
 
 
 def nested_texts(rows: Sequence[Row]) -> bytes:
-    """JSONL with JSON text in the place of each list and object, also of each message."""
+    """Write JSONL with JSON text in place of each list and object, also of each message."""
 
     def text(value: Any) -> Any:
         is_messages = isinstance(value, list) and value and isinstance(value[0], dict)
@@ -212,7 +212,7 @@ COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".zst
 
 
 def rows_of_every_format(shared: Path, count: int) -> list[Row]:
-    """Real pairs that every format can hold: one question, texts without space around them."""
+    """Return real pairs that all formats can represent: one question, texts without outer space."""
     lines = (shared / "data/dpo_en_zh_400.jsonl").read_text().splitlines()
 
     def is_fit(row: Row) -> bool:

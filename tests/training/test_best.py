@@ -1,4 +1,4 @@
-"""The best held-out loss, and patience with what follows it."""
+"""Tests of the best held-out loss, and of patience."""
 
 from __future__ import annotations
 

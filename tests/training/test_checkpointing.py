@@ -1,4 +1,4 @@
-"""Blocks that are computed again on the way back: the same bits, and less that is kept."""
+"""Tests of activation checkpointing: the same bits, and fewer saved bytes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make_scorer(name: str, layout: Layout, dropout: float) -> ResponseScorer:
 def gradients(
     name: str, layout: Layout, *, is_checkpointed: bool, dropout: float = 0.0
 ) -> tuple[list[Tensor], int]:
-    """Gradients of two batches with an aux_loss, and the bytes of saved activations."""
+    """Return gradients of two batches with an aux_loss, and the bytes of saved activations."""
     scorer = make_scorer(name, layout, dropout).float().train()
     if is_checkpointed:
         checkpoint_activations(scorer.model)

@@ -1,4 +1,4 @@
-"""torch.compile: the same numbers but for rounding, one compilation for all lengths."""
+"""Tests of torch.compile: equal numbers except for rounding, one compilation for all lengths."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 def gradients(name: str, *, is_compiled: bool) -> list[Tensor]:
-    """Gradients of three batches of different lengths."""
+    """Return the gradients of three batches of different lengths."""
     scorer = minimind_scorer(name, "packed").float().train()
     if is_compiled:
         compile_blocks(scorer.model)
@@ -36,9 +36,9 @@ def test_compiled_blocks_give_the_same_gradients(name: str) -> None:
     torch._dynamo.reset()
     plain = gradients(name, is_compiled=False)
     compiled = gradients(name, is_compiled=True)
-    for ours, theirs in zip(compiled, plain, strict=True):
-        # A router whose one expert counts fully has a gradient of rounding alone.
-        assert (ours - theirs).norm() <= 1e-5 * theirs.norm() + 1e-7
+    for ours, expected in zip(compiled, plain, strict=True):
+        # A router with one expert of weight 1 has a gradient of rounding errors only.
+        assert (ours - expected).norm() <= 1e-5 * expected.norm() + 1e-7
     # A graph for each kind of module and shape, none for each length.
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert 2 <= graphs <= 6

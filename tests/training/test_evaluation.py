@@ -1,4 +1,4 @@
-"""Held-out pairs: both layouts, several ranks, and the plain computation give the same figures."""
+"""Tests that both layouts, several ranks, and a plain computation give the same metrics."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ FEW_TOKENS = 12
 
 
 def few_tokens() -> None:
-    """Short answers, for a test."""
+    """Generate short answers in a test."""
     samples.MAX_TOKENS = FEW_TOKENS
 
 
 def shaken(scorer: ResponseScorer) -> ResponseScorer:
-    """A policy that differs from its reference."""
+    """Return a policy that differs from its reference."""
     generator = torch.Generator().manual_seed(2)
     for weight in scorer.parameters():
         noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
@@ -62,7 +62,7 @@ def shaken(scorer: ResponseScorer) -> ResponseScorer:
 
 
 def plain_entropy(scorer: ResponseScorer, side: Tokenized) -> float:
-    """Plain forward: one sequence at a time, every logit."""
+    """Compute one sequence at a time with all logits."""
     logits = scorer.model(input_ids=side.ids[:-1].unsqueeze(0), use_cache=False).logits[0]
     p = logits.softmax(dim=-1)[side.response[1:]]
     return -(p * p.log()).sum(dim=-1).mean().item()
@@ -123,12 +123,12 @@ def evaluations(run: RunDirectory) -> list[Evaluated]:
 def test_three_ranks_evaluate_as_one(shared: Path, tmp_path: Path, alone: RunDirectory) -> None:
     run = workers.new_run(tmp_path, arguments(shared))
     assert ranks.work(run, 3) == [0] * 3
-    ours, theirs = evaluations(run), evaluations(alone)
-    assert [(event.step, event.pairs) for event in ours] == [(e.step, e.pairs) for e in theirs]
-    assert ours[0].metrics == theirs[0].metrics
-    assert ours[0].groups == theirs[0].groups
-    # Sums of gradients in another order: from the first step on all but the last bits are the same.
-    assert ours[-1].metrics == pytest.approx(theirs[-1].metrics, abs=1e-6)
+    ours, expected = evaluations(run), evaluations(alone)
+    assert [(event.step, event.pairs) for event in ours] == [(e.step, e.pairs) for e in expected]
+    assert ours[0].metrics == expected[0].metrics
+    assert ours[0].groups == expected[0].groups
+    # Gradients are summed in another order, so after the first step the last bits differ.
+    assert ours[-1].metrics == pytest.approx(expected[-1].metrics, abs=1e-6)
 
 
 def test_evaluation_reports_every_group(alone: RunDirectory) -> None:
@@ -139,9 +139,9 @@ def test_evaluation_reports_every_group(alone: RunDirectory) -> None:
         assert event.groups["all"]["pairs"] == event.pairs
         assert {name: event.groups["all"][name] for name in event.metrics} == event.metrics
         for kind in ("language/", "length/"):
-            of_kind = [its for name, its in event.groups.items() if name.startswith(kind)]
-            assert sum(its["pairs"] for its in of_kind) == event.pairs
-            loss = sum(its["pairs"] * its["loss"] for its in of_kind) / event.pairs
+            of_kind = [metrics for name, metrics in event.groups.items() if name.startswith(kind)]
+            assert sum(metrics["pairs"] for metrics in of_kind) == event.pairs
+            loss = sum(metrics["pairs"] * metrics["loss"] for metrics in of_kind) / event.pairs
             assert loss == pytest.approx(event.metrics["loss"], rel=1e-12)
     assert start.metrics["loss"] == pytest.approx(math.log(2), rel=1e-12)
     assert start.metrics["logps/accuracies"] == start.metrics["ref_logps/accuracies"]
@@ -175,7 +175,7 @@ def note_modes(cache: Path, file: Path) -> None:
 def test_step_0_evaluation_uses_the_cached_reference(
     shared: Path, tmp_path: Path, version: str, moe: bool
 ) -> None:
-    """Bit for bit until the end of the run; no forward runs if the values are cached."""
+    """The run is bit-identical to the end; no forward runs if the values are cached."""
     runs, modes = [], []
     for number, arm in enumerate((ask_the_policy, note_modes, note_modes)):
         arguments = golden_run(shared, version, moe, **{"train.epochs": 1})
@@ -190,7 +190,7 @@ def test_step_0_evaluation_uses_the_cached_reference(
         ]
     steps, held_out = modes[2].count("training"), modes[2].count("evaluation")
     assert modes[2] == ["training"] * steps + ["evaluation"] * held_out
-    # Of the reference every row of the one epoch, and each held-out row, once.
+    # The reference computes each row of the epoch, and each held-out row, once.
     assert modes[1].count("evaluation") == steps + 2 * held_out
 
 
@@ -199,7 +199,7 @@ def test_step_0_evaluation_uses_the_cached_reference(
 def test_samples_change_no_bit_and_are_what_greedy_decoding_gives(
     shared: Path, tmp_path: Path, version: str, moe: bool
 ) -> None:
-    """The cache of keys and values under our attention gives what a whole forward gives."""
+    """The KV cache under our attention gives the same values as a whole forward."""
     changes = {"model.dropout": 0.1, "train.epochs": 1, "eval.interval": 3}
     runs = []
     for count in (0, 2):

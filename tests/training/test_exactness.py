@@ -1,7 +1,7 @@
-"""The packed layout with kept reference log-probs is the padded layout.
+"""The packed layout with a cached reference equals the padded layout.
 
 In float64 to 1e-10 over 20 steps; in float32 to 1e-5 in a step's gradients, and over 20 steps to
-what the padded layout itself makes of the last bit of its weights.
+the drift that a change of the last bit of the weights causes in the padded layout itself.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def compare_over_20_steps(make_scorer: Callable[[Layout], ResponseScorer], **dpo
             assert make_trainer(make_scorer, layout, hooks, **dpo).train() is None
     packed, padded = recorders["packed"], recorders["padded"]
     assert len(packed.steps) == len(padded.steps) == 20
-    for ours, theirs in zip(packed.steps, padded.steps, strict=True):
-        assert ours.losses == pytest.approx(theirs.losses, abs=BOUND, rel=0)
-        for figure, value in theirs.metrics.items():
+    for ours, expected in zip(packed.steps, padded.steps, strict=True):
+        assert ours.losses == pytest.approx(expected.losses, abs=BOUND, rel=0)
+        for figure, value in expected.metrics.items():
             assert ours.metrics[figure] == pytest.approx(value, abs=1e-8, rel=BOUND), figure
-    for ours, theirs in zip(packed.gradients, padded.gradients, strict=True):
-        assert (ours - theirs).abs().max() < BOUND
-    # The comparison means something: the weights moved, and every step saw new losses.
+    for ours, expected in zip(packed.gradients, padded.gradients, strict=True):
+        assert (ours - expected).abs().max() < BOUND
+    # Precondition: the weights moved, and every step had new losses.
     assert len({step.losses for step in packed.steps}) == 20
     assert max(gradient.norm() for gradient in packed.gradients) > 1e-2
 
@@ -68,7 +68,7 @@ def test_packed_equals_reference_over_20_steps(name: str, reduction: str) -> Non
     ids=str,
 )
 def test_other_losses_over_20_steps(dpo: dict[str, Any]) -> None:
-    """Losses of whole micro-batches, without a reference, and with weights from the logits."""
+    """Covers losses of whole micro-batches, without a reference, or with weights from logits."""
     compare_over_20_steps(partial(minimind_scorer, "minimind2"), **dpo)
 
 
@@ -78,7 +78,7 @@ def test_weights_from_the_logits_of_a_model_that_fell_back() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_other_families_packed_or_fallen_back(family: str) -> None:
-    """Against transformers' own plain attention, which has windows, softcaps and sinks."""
+    """Compares with transformers' own plain attention, which has windows, softcaps and sinks."""
     assert (family_scorer(family, "packed").fallback_reason is not None) == (family in FALLBACKS)
     compare_over_20_steps(partial(family_scorer, family))
 
@@ -90,7 +90,7 @@ FLOAT32: dict[str, Callable[[Layout], ResponseScorer]] = {
 
 
 def smallest_routing_margin(scorer: ResponseScorer, batch: Batch) -> float:
-    """Smallest margin between the last chosen expert and the first one not chosen."""
+    """Return the smallest margin between the last chosen expert and the first one not chosen."""
     routers = [m for m in scorer.model.modules() if type(m).__name__.endswith(_ROUTER_CLASSES)]
     kept: list[Tensor] = []
     hooks = [m.register_forward_hook(partial(_record_router_logits, kept)) for m in routers]
@@ -100,7 +100,7 @@ def smallest_routing_margin(scorer: ResponseScorer, batch: Batch) -> float:
         hook.remove()
     top_k = scorer.model.config.num_experts_per_tok
     best = [logits.topk(top_k + 1, dim=-1).values for logits in kept]
-    return min(float((its[:, top_k - 1] - its[:, top_k]).min()) for its in best)
+    return min(float((layer[:, top_k - 1] - layer[:, top_k]).min()) for layer in best)
 
 
 @pytest.mark.parametrize("name", FLOAT32)
@@ -110,7 +110,7 @@ def test_a_steps_gradients_in_float32(name: str) -> None:
         trainer = make_trainer(FLOAT32[name], layout, Recorder(), dtype=torch.float32)
         indices = trainer.inputs.order.micro_batches_of(0)[0]
         batch = trainer.inputs.batches.make_batch(trainer.inputs.pairs, indices)
-        if "moe" in name:  # a tie would be broken by rounding, and the gradients be others
+        if "moe" in name:  # rounding would decide a tie, and the gradients would differ
             assert smallest_routing_margin(trainer.policy, batch) > 1e-5
         pairs, balance = trainer.score(batch, trainer.reference.token_logps(indices, batch))
         (pairs.losses.mean() + (0.0 if balance is None else 0.1 * balance)).backward()
@@ -160,7 +160,7 @@ def all_weights(scorer: ResponseScorer) -> Tensor:
 
 @pytest.mark.parametrize("name", FLOAT32)
 def test_20_steps_in_float32_drift_no_further_than_a_last_bit_does(name: str) -> None:
-    """The padded layout is run twice, once from weights that are a 1e-7th off."""
+    """The padded layout is run twice, once from weights that are off by a 1e-7th."""
 
     def shaken(layout: Layout) -> ResponseScorer:
         scorer = FLOAT32[name](layout)
@@ -182,10 +182,10 @@ def test_20_steps_in_float32_drift_no_further_than_a_last_bit_does(name: str) ->
         assert trainer.train() is None
         losses = torch.tensor([step.losses for step in hooks.steps])
         runs[run] = (all_weights(trainer.policy) - start, losses)
-    for ours, theirs, shaken_ones in zip(*runs.values(), strict=True):
-        drift = (shaken_ones - theirs).norm()
-        assert 0 < drift < 1e-3 * theirs.norm()
-        assert (ours - theirs).norm() <= 3 * drift
+    for ours, expected, shaken_ones in zip(*runs.values(), strict=True):
+        drift = (shaken_ones - expected).norm()
+        assert 0 < drift < 1e-3 * expected.norm()
+        assert (ours - expected).norm() <= 3 * drift
 
 
 def test_sharing_a_prompt_changes_nothing() -> None:

@@ -1,4 +1,4 @@
-"""Answers of one word: the templates write a blank before it, which its token takes in."""
+"""Tests of answers of one word: the template's space before the word is part of its token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run over a folder of files of other formats is the run over MiniMind's own file."""
+"""Tests that a folder of files in other formats trains like MiniMind's own file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def held_out(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shards(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """27 pairs in two files without a telling name."""
+    """Return 27 pairs in two files without a telling name."""
     folder = tmp_path_factory.mktemp("shards")
     lines = (shared / "golden/data/train27.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
@@ -38,7 +38,7 @@ def shards(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_same_losses_bit_for_bit(
     shared: Path, shards: Path, held_out: Path, tmp_path: Path, size: int
 ) -> None:
-    """Also if two ranks share the reading."""
+    """The losses are also equal if two ranks share the reading."""
     runs = []
     own = shared / "golden/data/train27.jsonl", shared / "golden/data/tok24.jsonl"
     for name, (path, other) in {"own": own, "other": (shards, held_out)}.items():

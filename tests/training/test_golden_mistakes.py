@@ -1,7 +1,7 @@
-"""Golden runs whose recorded mistakes are put back by the test: the numbers agree closer still.
+"""Golden runs with the recorded mistakes put back: the numbers then agree more closely.
 
-`dpo` does not round experts to float16 behind the user's back, nor draw a coin for each side of a
-pair; the worker runs in this process here, with the mistake injected.
+`dpo` neither rounds experts to float16 silently nor draws a separate random number for each side of
+a pair. The worker runs in this process, with the mistake injected.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def train_here(
 def experts_rounded_to_float16(
     self: nn.Module, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor
 ) -> Tensor:
-    """MiniMind version 2's training forward: each routed expert's output passes through float16."""
+    """Round each routed expert's output to float16, as MiniMind version 2 does in training."""
     output = torch.zeros_like(hidden)
     for expert in range(self.num_experts):
         token, slot = torch.where(top_k_index == expert)
@@ -85,8 +85,11 @@ def experts_rounded_to_float16(
 def test_seed_moe_with_the_float16_rounding(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """golden/train/seed/moe_lr1e-4_acc1.json. In the padded layout, as recorded: the rounding also
-    hits gradients, which a shared prompt would add up before it and not after."""
+    """golden/train/seed/moe_lr1e-4_acc1.json.
+
+    In the padded layout, as recorded: the rounding also applies to gradients, and a shared prompt
+    would add them up before it instead of after.
+    """
     ALL_EXPERTS_FUNCTIONS.register("rounded_to_float16", experts_rounded_to_float16)
     monkeypatch.setattr(
         setup,
@@ -104,15 +107,17 @@ def test_seed_moe_with_the_float16_rounding(
 def test_head_dense_with_a_random_decision_per_side(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """golden/train/head/dense_lr1e-4_acc1_coin.json: other texts in each epoch, and on the two
-    sides of a pair, as the recorded coins fell."""
+    """golden/train/head/dense_lr1e-4_acc1_coin.json.
+
+    Texts differ between epochs and between the two sides of a pair, by the recorded random numbers.
+    """
     name = "dense_lr1e-4_acc1_coin"
     recorded = json.loads((shared / f"golden/train/head/{name}.json").read_text())
     coins = iter(recorded["coins"])
     unequal = 0
 
     def encode_as_tossed(_: Any, path: Path, tokenizer: ChatTokenizer, *__: Any) -> Rows:
-        """The pairs of the first epoch, then those of the second."""
+        """Return the pairs of the first epoch, followed by those of the second."""
         nonlocal unequal
         pairs = [row for row in read_pairs(path) if isinstance(row, PreferencePair)]
         tossed: list[TokenizedPair] = []
@@ -133,7 +138,7 @@ def test_head_dense_with_a_random_decision_per_side(
         return Rows(in_columns(tossed), [])
 
     class TossedOrder(BatchSampler):
-        """27 pairs an epoch; the second epoch's lie behind the first's."""
+        """An epoch has 27 pairs; the pairs of the second epoch follow those of the first."""
 
         def __init__(self, pairs: int, **fields: Any) -> None:
             super().__init__(pairs=pairs // 2, **fields)
@@ -153,7 +158,7 @@ def test_head_dense_with_a_random_decision_per_side(
 
 
 def test_the_same_decision_on_both_sides(shared: Path) -> None:
-    """`dpo` instead decides once per pair."""
+    """`dpo` makes one random decision per pair instead."""
     tokenizer = ChatTokenizer(shared / "tokenizer" / "minimind3")
     rows = list(read_pairs(shared / "golden/data/train27.jsonl"))
 

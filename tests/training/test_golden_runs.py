@@ -1,8 +1,8 @@
 """Every training run in golden/train, step by step, through the worker that `dpo train` starts.
 
-The exceptions are those the numbers were recorded with: MiniMind 2's mixture of experts rounds
-expert outputs to float16 in training, and its accumulation leaks an epoch's last window into the
-next epoch; both are mistakes that `dpo` does not repeat (see docs/architecture.md).
+Two recorded mistakes of MiniMind's script are exceptions: MiniMind version 2's mixture of experts
+rounds expert outputs to float16 in training, and its accumulation leaks the last gradient of an
+epoch into the next. `dpo` repeats neither (see docs/architecture.md).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.support.golden_runs import (
 def train(
     shared: Path, cwd: Path, version: str, name: str, **changes: Any
 ) -> tuple[Run, dict[str, Any]]:
-    """Repeat the run golden/train/<version>/<name>.json; returns ours and the recorded one."""
+    """Repeat the run golden/train/<version>/<name>.json; return our and the recorded numbers."""
     recorded = json.loads((shared / "golden/train" / version / f"{name}.json").read_text())
     keys = settings(shared, version, recorded) | changes
     profile = PROFILES[version, recorded["args"]["use_moe"]]
@@ -67,8 +67,11 @@ def test_dense(shared: Path, tmp_path: Path, version: str, name: str, layout: st
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_seed_accumulation_up_to_its_leak(shared: Path, tmp_path: Path, layout: str) -> None:
-    """Seven micro-batches in windows of two: the reference leaves the seventh's gradient to the
-    next epoch, we flush it at the epoch's end, divided by 2 as ever."""
+    """Seven micro-batches, two per step.
+
+    MiniMind's script leaves the gradient of the seventh to the next epoch. `dpo` uses it at the end
+    of the epoch, divided by 2 as always.
+    """
     run, recorded = train(shared, tmp_path, "seed", "dense_lr1e-4_acc2", **{"train.layout": layout})
     per_epoch = recorded["steps_per_epoch"]
     updates_per_epoch = per_epoch // 2
@@ -76,7 +79,7 @@ def test_seed_accumulation_up_to_its_leak(shared: Path, tmp_path: Path, layout: 
     assert_grad_norms(run, recorded, updates=updates_per_epoch)
     assert recorded["optimizer_updates"] == 2 * updates_per_epoch
     assert [step.step for step in run.steps] == [2, 4, 6, 7, 9, 11, 13, 14]
-    # The flushed window moves the weights, so the second epoch's losses are others.
+    # The step at the end of the epoch moves the weights, so later losses differ.
     later = [step["loss"] for step in recorded["steps"][per_epoch:]]
     differences = [abs(a - b) for a, b in zip(run.losses[per_epoch:], later, strict=True)]
     assert DENSE_LOSS < max(differences) < 5e-3

@@ -1,4 +1,4 @@
-"""Adapters: the trainer's packed layout is peft in the plain padded loop, in float64 to 1e-10."""
+"""Tests that training adapters equals peft in the plain padded loop, in float64 to 1e-10."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ PAIRS = odd_pairs()
 
 
 def make_trainer(name: str, hooks: Recorder, lora: dict[str, Any]) -> Trainer:
-    """A trainer for 20 steps in float64, whose reference is the policy without its adapter."""
+    """Return a trainer for 20 steps in float64; the reference is the policy without the adapter."""
     weights = start_weights(name)
     device = Device(torch.device("cpu"), torch.float64)
     pairs = in_columns(PAIRS)
@@ -103,7 +103,7 @@ def make_trainer(name: str, hooks: Recorder, lora: dict[str, Any]) -> Trainer:
 
 
 def plain_losses(trainer: Trainer, lora: dict[str, Any]) -> tuple[list[float], nn.Module]:
-    """The loop of a tutorial: peft, all logits, padding, the reference by `disable_adapter`."""
+    """Train as in a tutorial: peft, all logits, padding, the reference by `disable_adapter`."""
     inputs = trainer.inputs
     base = build_model(inputs.weights.architecture, inputs.weights.state)
     base.set_attn_implementation("eager")
@@ -158,11 +158,11 @@ def test_20_steps_are_those_of_peft_in_the_plain_loop(name: str, lora: dict[str,
     assert losses[0] == pytest.approx(torch.tensor(2.0).double().log().item(), abs=1e-15)
     assert losses == pytest.approx(expected, abs=BOUND, rel=0)
     assert max(losses) - min(losses) > 0.1
-    theirs = peft.get_peft_model_state_dict(plain, save_embedding_layers=False)
+    expected = peft.get_peft_model_state_dict(plain, save_embedding_layers=False)
     ours = adapter_state(trainer.policy.model)
-    assert ours.keys() == theirs.keys()
+    assert ours.keys() == expected.keys()
     for key, tensor in ours.items():
-        assert (tensor - theirs[key]).abs().max() < BOUND, key
+        assert (tensor - expected[key]).abs().max() < BOUND, key
 
 
 # --- one model: the reference, and merged weights ------------------------------------------------
@@ -348,7 +348,7 @@ def test_a_run_begins_with_an_adapter(shared: Path, trained: RunDirectory, tmp_p
 
 
 def refuse(shared: Path, folder: Path, **changes: Any) -> str:
-    """Output of `dpo train` that ends before the first step."""
+    """Return the output of a `dpo train` that ends before the first step."""
     result = dpo(*lora_run(shared, **changes), cwd=folder)
     output = result.stdout + result.stderr
     assert result.returncode in (1, 2), output
@@ -383,7 +383,7 @@ def test_a_wrong_adapter_is_refused(shared: Path, tmp_path: Path, trained: RunDi
 
 
 def other_size(shared: Path, folder: Path) -> Path:
-    """Weights with feed-forward blocks of half the width."""
+    """Return weights with feed-forward blocks of half the width."""
     path = folder / "other_64.pth"
     state = torch.load(shared / "golden/train/seed/full_sft_64.pth", weights_only=True)
     for name, tensor in state.items():

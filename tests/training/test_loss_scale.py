@@ -1,4 +1,4 @@
-"""float16: overflows at the start are normal; gradients that keep overflowing stop the run."""
+"""Tests of float16: overflows at the start are normal; repeated overflows stop the run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 class StoppedError(Exception):
-    """The trainer has reported a step that is not finite."""
+    """Raised if the trainer reports a step that is not finite."""
 
 
 class Hooks(Recorder):
@@ -56,7 +56,7 @@ def test_gradients_that_keep_overflowing_are_not_finite() -> None:
     done = take(trainer, halvings)
     assert all(step.is_skipped for step in done)
     assert trainer.scaler.get_scale() == LEAST_SCALE
-    # One alert: the steps themselves tell which were skipped.
+    # One alert: the steps themselves show which were skipped.
     assert [alert.code for alert in hooks.alerts] == ["float16-overflow"]
     with pytest.raises(StoppedError):
         take(trainer, 1)

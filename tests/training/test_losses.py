@@ -1,4 +1,4 @@
-"""Other losses than DPO's in real runs."""
+"""Tests of other losses than DPO's in real runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.small_runs import small_run
 
 
 def trained(shared: Path, cwd: Path, **changes: Any) -> tuple[Run, str]:
-    """A run of seven steps."""
+    """Train a run of seven steps."""
     result = dpo(*small_run(shared, **changes), cwd=cwd)
     assert result.returncode == 0, result.stdout + result.stderr
     return Run.only(cwd), result.stdout

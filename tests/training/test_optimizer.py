@@ -45,7 +45,7 @@ def test_warmup_is_linear() -> None:
 
 
 def born_float16(kind: str, count: int) -> Tensor:
-    """Weights as large as a model's: of a normal or a uniform start (512 wide), or of a norm."""
+    """Return weights as large as a model's: a normal or uniform start (512 wide), or a norm."""
     generator = torch.Generator().manual_seed(1)
     weights = {
         "normal": 0.02 * torch.randn(count, generator=generator),
@@ -56,9 +56,9 @@ def born_float16(kind: str, count: int) -> Tensor:
 
 
 def follow(start: Tensor, steps: int, schedule: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Plain, kahan_summation and float64 weights, and the compensation, after the same gradients.
+    """Return plain, kahan_summation and float64 weights, and the compensation.
 
-    The gradients are noise, and the peak of the learning rate is 1e-8.
+    All get the same noise as gradients. The peak of the learning rate is 1e-8.
     """
     generator = torch.Generator().manual_seed(2)
     plain, kahan_summation = Parameter(start.clone()), Parameter(start.clone())
@@ -100,8 +100,8 @@ def test_kahan_summation_follows_float64(kind: str, schedule: str, plain_error: 
 
     assert error(plain) == pytest.approx(plain_error, rel=0.1)
     assert error(kahan_summation.double() + compensation.double()) < 1e-5
-    # The weight that the model computes with is the float32 number nearest to its master: half a
-    # spacing off at most, once, however many steps there were.
+    # The model computes with the float32 number nearest to the exact weight: at most half a spacing
+    # off, once, after any number of steps.
     assert error(kahan_summation) < error(plain) / 8
     assert torch.equal((kahan_summation.double() + compensation.double()).float(), kahan_summation)
 
@@ -141,7 +141,7 @@ NAMES: tuple[OptimizerName, ...] = get_args(OptimizerName)
 
 
 def shapes(dtype: torch.dtype = torch.float64) -> torch.nn.Module:
-    """Embedding, matrices, norms and biases."""
+    """Return an embedding, matrices, norms and biases."""
     torch.manual_seed(5)
     model = torch.nn.ModuleDict(
         {
@@ -158,7 +158,7 @@ def shapes(dtype: torch.dtype = torch.float64) -> torch.nn.Module:
 def plain_loop(
     model: torch.nn.Module, make: Callable[[list[Parameter]], torch.optim.Optimizer], rate: float
 ) -> list[Tensor]:
-    """Weights after three steps on the same gradients, by an optimizer of torch."""
+    """Return weights after three steps on the same gradients, by an optimizer of torch."""
     return stepped(model, make(list(model.parameters())), rate)
 
 
@@ -173,7 +173,7 @@ def stepped(model: torch.nn.Module, optimizer: torch.optim.Optimizer, rate: floa
 
 
 def muon_loop(model: torch.nn.Module, rate: float) -> list[Tensor]:
-    """Muon for the two matrices, beside a second optimizer."""
+    """Muon trains the two matrices, a second optimizer the rest."""
     weights = dict(model.named_parameters())
     matrices = {name: weights[name] for name in ("wide.weight", "tall.weight")}
     others = [weight for name, weight in weights.items() if name not in matrices]
@@ -200,7 +200,7 @@ def test_each_optimizer_is_its_makers(name: OptimizerName) -> None:
     dtype = torch.float32 if name == "adamw8bit" else torch.float64
     model, rate = shapes(dtype), 0.1
     ours = stepped(model, make_optimizer(model.parameters(), train, model), rate)
-    theirs = {
+    factories = {
         "adamw": lambda weights: torch.optim.AdamW(
             weights, betas=(0.8, 0.9), eps=1e-5, weight_decay=0.3
         ),
@@ -211,7 +211,9 @@ def test_each_optimizer_is_its_makers(name: OptimizerName) -> None:
         ),
     }
     plain = shapes(dtype)
-    expected = muon_loop(plain, rate) if name == "muon" else plain_loop(plain, theirs[name], rate)
+    expected = (
+        muon_loop(plain, rate) if name == "muon" else plain_loop(plain, factories[name], rate)
+    )
     for mine, other, start in zip(ours, expected, shapes(dtype).parameters(), strict=True):
         assert torch.allclose(mine, other, rtol=0, atol=1e-12)
         assert not torch.equal(mine, start)

@@ -1,4 +1,4 @@
-"""Models of other families than MiniMind's, from their directory to a directory that others load.
+"""Tests of models of other families than MiniMind's, from directory to exported directory.
 
 Each story runs in a process like a worker's, whose imports are done.
 """
@@ -69,7 +69,7 @@ def train(run: RunDirectory, steps: int | None = None) -> int:
 
 
 def log_probs(model: transformers.PreTrainedModel, profile: Path) -> Tensor:
-    """Log-probs of whole conversations with transformers' own attention."""
+    """Return log-probs of whole conversations with transformers' own attention."""
     pairs, _ = encode_pairs(
         list(read_pairs(profile.parent / "dpo.jsonl"))[:3],
         ChatTokenizer(TOKENIZER),
@@ -78,7 +78,7 @@ def log_probs(model: transformers.PreTrainedModel, profile: Path) -> Tensor:
         seed=0,
     )
     model.eval().set_attn_implementation("eager")
-    model.config._attn_implementation = "eager"  # where the code has no other
+    model.config._attn_implementation = "eager"  # if the code has no other attention
     found = []
     for side in (side for pair in pairs for side in (pair.chosen, pair.rejected)):
         with torch.no_grad():
@@ -194,7 +194,9 @@ def own_precision(folder: Path) -> None:
     assert nearest.retention is not None
     assert nearest.retention.kept < 0.9
     assert report.size_bytes == sum(path.stat().st_size for path in place.iterdir())
-    assert export_run(run, place, "float32", False).dtype == "float32"  # replaces its own export
+    assert (
+        export_run(run, place, "float32", False).dtype == "float32"
+    )  # replaces an earlier export of this run
     (place / "README.md").write_text("somebody's")
     assert "this run did not write it" in refused(run, place, None, False)
     export_run(run, place, None, True)
@@ -216,7 +218,7 @@ def test_weights_are_exported_in_their_own_dtype(tmp_path: Path) -> None:
 
 
 def both_layouts(family: str, folder: Path) -> None:
-    """The plain loop, which pads everything, is the oracle."""
+    """Compares with the plain loop, which pads everything."""
     profile = make(folder, family)
     losses = []
     for layout in ("packed", "padded"):

@@ -1,4 +1,4 @@
-"""Half precision is in the forward alone: weights stay float32; the policy begins as reference."""
+"""Tests of half precision in the forward only: float32 weights, equal policy and reference."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dpo_cli.run.events import Alert
+from tests.support.run_content import alerts_of
 from tests.support.worker_runs import MODELS, train
 
 
@@ -23,13 +23,13 @@ def test_half_precision_follows_float32(shared: Path, tmp_path: Path, profile: s
         assert run.steps[0].metrics["loss"] == pytest.approx(math.log(2), abs=1e-12)
         assert run.steps[0].metrics["kl"] == 0.0
     for dtype, half in zip((torch.bfloat16, torch.float16), halves, strict=True):
-        # float16's first losses are scaled too far and their update is skipped; the weights are
-        # then the first ones still. Later a rounding may send a token to another expert, and paths
-        # part.
+        # The scale of float16 is too large at first, so the update is skipped and the weights do
+        # not change. Later a rounding error may send a token to another expert, and the runs
+        # diverge.
         first = next(n for n, norm in enumerate(half.grad_norms) if math.isfinite(norm))
         assert half.grad_norms[first] == pytest.approx(full.grad_norms[first], rel=0.05)
         assert half.grad_norms[first] != full.grad_norms[first]
-        alerts = [event for event in half.events if isinstance(event, Alert)]
+        alerts = alerts_of(half.events)
         skipped = [alert for alert in alerts if alert.code != "tokenizer-mismatch"]
         assert len(skipped) == first
         if profile == "dense":

@@ -28,7 +28,7 @@ from tests.support.small_runs import golden_run
 
 
 def pair(chosen: int, rejected: int) -> TokenizedPair:
-    """Pair with a prompt of two tokens and answers of these lengths."""
+    """Return a pair with a prompt of two tokens and answers of these lengths."""
 
     def side(answer: int, first: int) -> Tokenized:
         ids = torch.tensor([1, 2, *range(first, first + answer)])
@@ -44,7 +44,7 @@ CPU = Device(torch.device("cpu"), torch.float32)
 
 
 class Scorer(torch.nn.Module):
-    """Instead of a model: each response token is worth minus its id, its entropy half of that.
+    """Fake model that records rows. A log-prob is minus the token's id, an entropy half of that.
 
     Remembers the rows.
     """
@@ -62,7 +62,7 @@ class Scorer(torch.nn.Module):
 def reference(
     *places: Path, key: str = "key", with_entropies: bool = False
 ) -> tuple[CachedReference, list[Scorer]]:
-    """A reference, and a list of the models that it has loaded."""
+    """Return a reference, and a list of the models that it has loaded."""
     loaded: list[Scorer] = []
 
     def load() -> Frozen:
@@ -74,7 +74,7 @@ def reference(
 
 
 def ask(kept: CachedReference, *indices: int) -> list[list[float]]:
-    """Log-probs of each side of these pairs, without padding."""
+    """Return log-probs of each side of these pairs, without padding."""
     batch = cast(PackedBatch, make_batch([PAIRS[i] for i in indices], "packed", max_seq_len=0))
     rows = kept.token_logps(indices, batch)
     assert rows.shape == batch.mask.shape
@@ -85,7 +85,7 @@ def assert_equal(first: Mapping[str, torch.Tensor] | None, second: object) -> No
     assert isinstance(second, Mapping)
     assert first is not None
     assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], its) for name, its in second.items())
+    assert all(torch.equal(first[name], values) for name, values in second.items())
 
 
 def test_log_probs_have_the_policys_layout() -> None:
@@ -147,7 +147,7 @@ def test_entropies_are_cached_with_the_log_probs(tmp_path: Path) -> None:
     both, loaded = reference(path, with_entropies=True)
     batch = cast(PackedBatch, make_batch([PAIRS[0], PAIRS[1]], "packed", max_seq_len=0))
     scores = both.scores((0, 1), batch)
-    assert len(loaded) == 1  # log-probs alone were not enough
+    assert len(loaded) == 1  # entropies are needed too
     assert scores.entropies is not None
     assert scores.entropies.tolist() == [[5, 5.5, 0], [5, 0, 0], [25, 25.5, 26], [25, 0, 0]]
     assert torch.equal(scores.entropies, -scores.token_logps / 2)
@@ -171,7 +171,7 @@ def test_unwritable_cache_is_ignored(tmp_path: Path) -> None:
 def test_values_that_cannot_be_read_are_computed_again_and_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A read error says nothing about the content."""
+    """A read error does not prove damage."""
     places = [tmp_path / "run.safetensors", tmp_path / "cache/key.safetensors"]
     kept, _ = reference(*places)
     ask(kept, 0, 1, 2)
@@ -199,7 +199,7 @@ def test_unwritable_run_is_an_error(tmp_path: Path) -> None:
 def test_values_that_do_not_fit_are_computed_again(tmp_path: Path, spoil: str) -> None:
     beside = tmp_path / "run.safetensors"
     if spoil == "other length":
-        write_cached(beside, "key", {name: its[:5] for name, its in LOGPS.items()})
+        write_cached(beside, "key", {name: values[:5] for name, values in LOGPS.items()})
     else:
         write_cached(beside, "another" if spoil == "other key" else "key", LOGPS)
     if spoil == "cut off":
@@ -246,7 +246,7 @@ def test_flipped_bits_are_detected(tmp_path: Path) -> None:
 def test_cache_key_covers_settings_beside_the_weights(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For example rope_theta, which no weights file contains, and the options of the forward."""
+    """Examples are rope_theta, which no weights file contains, and the options of the forward."""
     monkeypatch.setenv("DPO_CACHE_DIR", str(tmp_path / "cache"))
 
     def place(**settings: object) -> tuple[Path, Profile]:
@@ -268,8 +268,8 @@ def test_cache_key_covers_settings_beside_the_weights(
         {"eval.interval": 7, "train.kahan_summation": True, "train.activation_checkpointing": True},
     ]
     for each in same:
-        its, other = place(**each)
-        assert its == plain
+        key, other = place(**each)
+        assert key == plain
         assert count_references([profile, other]) == 1
     others = [
         {"model.rope_theta": 1e4},
@@ -281,5 +281,5 @@ def test_cache_key_covers_settings_beside_the_weights(
         {"dpo.loss": "aot"},
     ]
     found = [place(**each) for each in others]
-    assert len({plain, *(its for its, _ in found)}) == 8
+    assert len({plain, *(key for key, _ in found)}) == 8
     assert count_references([profile, *(other for _, other in found)]) == 8

@@ -1,4 +1,4 @@
-"""A run that was stopped and resumed ends bit for bit as one that never was."""
+"""Tests that a run that was stopped and resumed ends bit-identical to an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from tests.support.cli import HANG_SECONDS, Run, dpo, set_options, start
 from tests.support.small_runs import MANY_SAVES, golden_run, small_run
 
 SHORTER = {"train.epochs": 6}
-"""Twice as many optimizer steps as it takes to be stopped twice."""
+"""Twice as many optimizer steps as two stops need."""
 
 
 def real_run(shared: Path, folder: Path) -> list[str]:
-    """The really trained mixture of experts on real pairs, cut short."""
+    """Settings of the trained mixture of experts on real pairs, with short sequences."""
     rows = (shared / "data/dpo_en_zh_400.jsonl").read_text("utf-8").splitlines(keepends=True)
     (folder / "dpo.jsonl").write_text("".join(rows[:240]), "utf-8")
     keys = {
@@ -52,7 +52,7 @@ def real_run(shared: Path, folder: Path) -> list[str]:
 
 def commands(shared: Path, folder: Path, case: str) -> list[str]:
     return {
-        # dropout draws random numbers, so that theirs is part of the state
+        # dropout uses random numbers, so their state matters
         "dense, dropout, accumulation": lambda: golden_run(
             *(shared, "seed", False),
             **{"model.dropout": 0.1, "train.accumulation_steps": 2, **SHORTER},
@@ -112,7 +112,7 @@ def test_stopped_twice_and_resumed(shared: Path, tmp_path: Path, case: str) -> N
     uninterrupted, resumed = Run(whole), Run.only(parts)
     resumptions = [event for event in resumed.events if isinstance(event, Resumed)]
     assert len(resumptions) == 2
-    assert resumptions[0].optimizer_step >= 7  # it went on, and did not begin again
+    assert resumptions[0].optimizer_step >= 7  # the run continued instead of starting over
     assert resumptions[1].optimizer_step >= 15
     assert resumed.metric_rows == uninterrupted.metric_rows
     assert resumed.files() == uninterrupted.files()
@@ -160,7 +160,7 @@ def test_killed_and_resumed_with_each_optimizer(
 
 
 def test_a_run_from_start_to_file(shared: Path, tmp_path: Path) -> None:
-    """Train, complete, go on with more epochs, export: what is written is what MiniMind loads."""
+    """Train, complete, train more epochs, export: MiniMind loads the file."""
     out_dir = tmp_path / "out"
     out_dir.mkdir()
     start_weights = shared / "golden/train/seed/full_sft_64.pth"
@@ -214,7 +214,7 @@ def test_a_run_from_start_to_file(shared: Path, tmp_path: Path) -> None:
     assert 0 < mean < largest < 0.05
     assert "python eval_model.py --model_mode 2 --out_dir" in exported.stdout
 
-    # Its own file may be renewed, another's not.
+    # It may replace its own file, but no other.
     assert dpo("export", "mine", cwd=tmp_path).returncode == 0
     path.write_bytes((shared / "checkpoints/full_sft_256_moe.pth").read_bytes())
     other = dpo("export", "mine", cwd=tmp_path)
@@ -294,7 +294,7 @@ def test_in_the_background_and_stopped_from_elsewhere(shared: Path, tmp_path: Pa
         time.sleep(0.1)
     second = dpo("resume", run.directory.name, cwd=tmp_path)
     assert second.returncode == 1
-    assert "process" in second.stderr  # who trains it already
+    assert "process" in second.stderr  # the process that trains the run already
     stopped = dpo("stop", cwd=tmp_path)
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert "dpo resume" in stopped.stdout

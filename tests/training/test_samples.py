@@ -1,4 +1,4 @@
-"""The question of a sample: the last user turn, without the markup of the chat template."""
+"""Tests of the question of a sample: the last user turn, without the markup of the template."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def take_steps(model: torch.nn.Module, optimizer: torch.optim.Optimizer, count: 
 def test_restored_state_continues_bit_for_bit(
     model_weights: ModelWeights, tmp_path: Path, train: Train
 ) -> None:
-    """Weights, state of the optimizer and random numbers: the next steps are the same bits."""
+    """Weights, optimizer state and random numbers return: the next steps are bit-identical."""
     if train.optimizer == "adamw8bit":
         pytest.importorskip("bitsandbytes")
     torch.manual_seed(3)
@@ -65,7 +65,7 @@ def test_restored_state_continues_bit_for_bit(
         scaler=no_scaler(),
         optimizer_step=3,
     )
-    # The small tensors of these models have larger factors, and no state of 8 bits.
+    # Small tensors have larger factors with adafactor, and no 8-bit state with adamw8bit.
     if train.optimizer not in ("adafactor", "adamw8bit"):
         saved = sum(
             tensor.numel() * tensor.element_size()

@@ -129,6 +129,10 @@ def test_significance_of_the_accuracy() -> None:
     )
     assert last_note(0.6, 97).startswith("accuracy 0.60 over 97 pairs: significantly above")
     assert last_note(0.6, 96).startswith("accuracy 0.60 over 96 pairs: may be chance")
+    assert last_note(0.504, 1000) == (
+        "accuracy 0.50 over 1,000 pairs: not distinguishable from chance"
+    )
+    assert last_note(0.5, 40).endswith("not distinguishable from chance")
     [equal] = notes(evaluation({"all": EQUAL}))
     assert equal == "identical to the reference: nothing was learned"
 

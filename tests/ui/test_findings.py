@@ -41,13 +41,28 @@ def test_long_messages_stay_in_their_column(level: Level, in_full: bool) -> None
     assert all(line.startswith(" " * 10) for line in lines[1:])
 
 
-def test_what_is_fine_takes_one_line() -> None:
-    findings = [Finding("data", Level.OK, "", "word " * 40), FINDINGS[1]]
-    *problem, fine = shown(findings_table(findings), 80).splitlines()
-    assert len(problem) == 3
-    assert fine.startswith("ok ")
-    assert fine.endswith("word …")
-    assert len(fine) <= 80
+def test_what_is_fine_takes_one_line_of_whole_statements() -> None:
+    path, other = "/a/folder/that/is/long/enough/to/fill/the/line/pairs.jsonl", "/other/same.jsonl"
+    findings = [
+        Finding("texts", Level.OK, path, "640 prompts in 640 pairs; 640 in Latin script; no more"),
+        Finding("data", Level.OK, path, "9 of 9 rows"),
+        Finding("plan", Level.OK, "", f"{'word ' * 20}end; more"),
+        Finding("files", Level.OK, "hf:ORG/NAME", "one\ntwo"),
+        Finding("format", Level.OK, other, "JSONL; " + "word " * 20),
+        Finding("format", Level.WARN, "/some/same.jsonl", "JSON"),
+    ]
+    assert shown(findings_table(findings), 80).splitlines() == [
+        "WARN  format  /some/same.jsonl  JSON",
+        "ok    texts   pairs.jsonl  640 prompts in 640 pairs; 640 in Latin script",
+        "ok    data    pairs.jsonl  9 of 9 rows",
+        "ok    plan    word word word word word word word word word word word word word",
+        "              word word word word word word word end",
+        "ok    files   hf:ORG/NAME  one",
+        "              two",
+        "ok    format  /other/same.jsonl  JSONL",
+    ]
+    assert "…" not in shown(findings_table(FINDINGS), 24)
+    assert shown(findings_table(findings[:1]), 60).endswith("640 prompts in 640 pairs")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from tests.support import story
 
 
 def accuracy_curve(root: Path, *events: object) -> tuple[Line, tuple[float, float]]:
-    """The held-out accuracy of the chart, and the interval that the report names."""
+    """The bars show the held-out accuracy, and the interval in the report."""
     run = story.write(root, "plain", *events)  # type: ignore[arg-type]
     compared = compared_run("A", run, history(run.events_path))
     accuracy = next(chart for chart in charts_of([compared]) if chart.title == "accuracy")

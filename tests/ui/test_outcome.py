@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 from dpo_cli.commands.compared_runs import compared_run
 from dpo_cli.paired import ModelScores
-from dpo_cli.run.events import Planned, history
+from dpo_cli.run.events import Evaluated, Planned, history
 from dpo_cli.ui.comparison import ComparedRun
 from dpo_cli.ui.outcome import outcome
 from tests.support import story
@@ -26,6 +27,22 @@ def test_a_run_that_worked(tmp_path: Path) -> None:
     assert accuracy == "Accuracy is 0.82 (95 %: 0.68 to 0.91), better than chance (0.50)."
 
 
+def test_a_change_that_no_digit_shows(tmp_path: Path) -> None:
+    events = [
+        replace(event, metrics={**event.metrics, "loss": 0.6931 if event.step else math.log(2)})
+        if isinstance(event, Evaluated)
+        else event
+        for event in story.contender({})
+    ]
+    labels = range(40)
+    scores = ModelScores({"loss": [-2e-5 + 1e-6 * (label % 2) for label in labels]}, labels)
+    start = ModelScores({"loss": [0.0] * 40}, labels)
+    run = replace(run_of(tmp_path, *events), scores=scores, start_scores=start)
+    assert outcome(run)[0].startswith(
+        "Hardly anything changed: the loss of 40 held-out pairs went from 0.6931 to 0.6931: -0.0000"
+    )
+
+
 def test_a_run_that_did_harm(tmp_path: Path) -> None:
     loss, accuracy = outcome(run_of(tmp_path, *story.contender({}, lead=-0.6)))
     assert loss.startswith(
@@ -35,10 +52,13 @@ def test_a_run_that_did_harm(tmp_path: Path) -> None:
 
 
 def test_a_difference_that_few_pairs_cannot_prove(tmp_path: Path) -> None:
+    small = outcome(run_of(tmp_path / "small", *story.contender({}, lead=-0.16)))[0]
+    assert small.startswith("Undecided: the loss of 40 held-out pairs went from 0.6931 to 0.6831:")
+    assert "more pairs would settle it" in small
     run = run_of(tmp_path, *story.contender({}, lead=-0.169))
     loss, accuracy = outcome(run)
     assert loss.startswith("Undecided: the loss of 40 held-out pairs went from 0.6931 to 0.6921:")
-    assert "more pairs would settle it" in loss
+    assert loss.endswith("too close to be settled by more pairs).")
     assert accuracy.endswith(", which may be chance (0.50).")
     without = replace(run, scores=None)
     assert outcome(without)[0] == (

@@ -30,7 +30,7 @@ def test_a_pager_gets_colors_and_may_exit_early(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_goes_to_the_pager(tmp_path: Path) -> None:
-    # Blocked, so that it is not missed where it comes before somebody waits for it.
+    # Blocked, so that the signal is not lost if it comes before the process waits for it.
     pager = "import signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [2]);"
     pager += "print('ready', flush=True); signal.sigwait([2]); print('heard', flush=True);"
     pager += "print(sys.stdin.readline())"
@@ -39,7 +39,7 @@ def test_ctrl_c_goes_to_the_pager(tmp_path: Path) -> None:
         terminal.until(lambda: "ready" in terminal.raw)
         terminal.press("\x03")
         assert terminal.wait() == 0
-        assert any(line.endswith("heard") for line in terminal.lines)  # behind an echoed ^C
+        assert any(line.endswith("heard") for line in terminal.lines)  # after an echoed ^C
         assert terminal.lines[-1] == "the end"
 
 

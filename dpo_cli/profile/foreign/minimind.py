@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from dpo_cli.profile.foreign.common import dtype
+from dpo_cli.profile.foreign.common import dtype, trackers
 from dpo_cli.profile.foreign.rules import (
     Context,
     NoCounterpartError,
@@ -18,7 +19,8 @@ from dpo_cli.profile.foreign.rules import (
     whole,
 )
 
-_OLDER = frozenset({"out_dir", "ddp", "local_rank", "dim", "n_layers"})
+SCRIPTS = ("train_dpo.py", "5-dpo_train.py")
+_OLDER = frozenset({"out_dir", "ddp", "local_rank", "dim", "n_layers", "report_to"})
 _VERSION_3 = frozenset({"beta", "use_compile"})
 _SHIPPED = {True: {3: "minimind3-moe", 2: "moe"}, False: {3: "minimind3", 2: "dense"}}
 
@@ -32,10 +34,34 @@ def is_older(given: Mapping[str, Any]) -> bool:
     return bool(_OLDER & given.keys())
 
 
-def shipped_profile(given: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the shipped profile with the defaults of the script, and a remark if it is a guess."""
+def usual_places(folder: Path) -> Mapping[str, tuple[str, ...]]:
+    """Return the usual paths of a checkout, relative to the folder of its script, by key.
+
+    Args:
+        folder: folder in which the script is run: trainer/, or an older checkout itself.
+    """
+    top = "" if has_script(folder) else "../"
+    return {
+        "model.out_dir": (f"{top}out",),
+        "model.tokenizer": (f"{top}model/minimind_tokenizer", f"{top}model"),
+        "data.data_path": (f"{top}dataset/dpo.jsonl",),
+    }
+
+
+def has_script(folder: Path) -> bool:
+    """Return True for an older checkout, which has the script beside its model/ and out/."""
+    return folder.name != "trainer" and any((folder / name).is_file() for name in SCRIPTS)
+
+
+def shipped_profile(given: Mapping[str, Any], folder: Path) -> tuple[str, str]:
+    """Return the shipped profile with the defaults of the script, and a remark if it is a guess.
+
+    Args:
+        given: arguments of the script.
+        folder: folder in which the script is run.
+    """
     use_moe = str(given.get("use_moe", 0)).lower() in ("1", "true")
-    if is_older(given):
+    if is_older(given) or has_script(folder):
         return _SHIPPED[use_moe][2], ""
     guess = _SHIPPED[use_moe][3]
     if _VERSION_3 & given.keys():
@@ -54,8 +80,13 @@ def _from_weight(value: Any, context: Context) -> Mapping[str, Any]:
 
 def _tracker(value: Any, context: Context) -> Mapping[str, Any]:
     # Since October 2025 the script imports SwanLab under the name wandb.
-    key = "track.use_wandb" if is_older(context.values) else "track.use_swanlab"
+    older = is_older(context.values) or has_script(context.folders[0])
+    key = "track.use_wandb" if older else "track.use_swanlab"
     return {key: switch(value)}
+
+
+def _report_to(value: Any, context: Context) -> Mapping[str, Any]:
+    return trackers.convert(value, context) if value else {}
 
 
 def _resume(value: Any, _: Context) -> Mapping[str, Any]:
@@ -90,7 +121,9 @@ MINIMIND: Mapping[str, Rule] = {
     "n_layers": to("model.num_hidden_layers", whole),
     "use_moe": to("model.use_moe", switch),
     "use_wandb": Rule(("track.use_wandb", "track.use_swanlab"), _tracker),
+    "report_to": Rule(trackers.keys, _report_to),
     "wandb_project": to("track.wandb_project", text),
+    "project_name": to("track.wandb_project", text),
     "from_resume": Rule((), _resume),
     "ddp": part_of("launch.nproc_per_node"),
     "local_rank": part_of("launch.nproc_per_node"),

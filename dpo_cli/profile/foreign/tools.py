@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpo_cli.profile.foreign.common import TRL
-from dpo_cli.profile.foreign.minimind import MINIMIND
+from dpo_cli.profile.foreign.minimind import MINIMIND, SCRIPTS
 from dpo_cli.profile.foreign.rules import Rule
 from dpo_cli.profile.foreign.tables import (
     AXOLOTL,
@@ -229,7 +229,7 @@ TOOLS: Mapping[str, Tool] = {
             frozenset({"hidden_size", "use_moe", "from_weight", "save_weight", "data_path"}),
             lambda given: {},
             {},
-            ("train_dpo.py", "5-dpo_train.py"),
+            SCRIPTS,
         ),
         Tool(
             "unsloth",

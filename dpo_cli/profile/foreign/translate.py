@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -9,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.errors import UsageError
+from dpo_cli.files import expanded
+from dpo_cli.hub.download import is_on_hub
+from dpo_cli.profile.folder import is_model, longest_input
 from dpo_cli.profile.foreign.command_lines import has_variable
-from dpo_cli.profile.foreign.minimind import shipped_profile
+from dpo_cli.profile.foreign.minimind import shipped_profile, usual_places
 from dpo_cli.profile.foreign.rules import (
     Context,
     NoCounterpartError,
@@ -23,8 +27,10 @@ from dpo_cli.profile.foreign.rules import (
     whole,
 )
 from dpo_cli.profile.foreign.source import ForeignSettings
+from dpo_cli.profile.hub import cached
 from dpo_cli.profile.load import invalid_values, load_profile
 from dpo_cli.profile.losses import LOSSES
+from dpo_cli.profile.pairs import Data
 from dpo_cli.profile.recipe import FILL_IN, Draft, Inputs, minimind_recipe
 from dpo_cli.profile.text import show_value
 from dpo_cli.profile.unknown_keys import EQUIVALENT, UNSUPPORTED, WITHOUT_EFFECT
@@ -40,8 +46,6 @@ _LAUNCHER: Mapping[str, Rule] = {
     **{name: only(_SEVERAL_MACHINES, 1) for name in ("nnodes", "num_machines", "NNODES")},
 }
 """Options of torchrun and accelerate, and variables of ms-swift."""
-_PLACES = {"model.out_dir": "../out", "model.tokenizer": "../model"}
-"""Paths in MiniMind's script that are no arguments, or have a default."""
 _PAIRS = "../dataset/dpo.jsonl"
 
 
@@ -158,6 +162,7 @@ def translate(
     _list_replaced(result)
     result.differences = [*context.differences, *result.differences]
     _choose_reduction(tool.title, result)
+    _cap_length(result, folder)
     _drop_invalid(result, folder)
     return result
 
@@ -166,7 +171,8 @@ def _start_from_script(
     given: Mapping[str, Any], template: str | None, context: Context, result: Translation
 ) -> None:
     """Begin with the values of MiniMind's script, for the version that has these arguments."""
-    shipped, guess = shipped_profile(given)
+    folder = context.folders[0]
+    shipped, guess = shipped_profile(given, folder)
     if guess and not template:
         result.differences.append(guess)
     name = template or shipped
@@ -174,10 +180,9 @@ def _start_from_script(
         load_profile(Path(name)), Inputs(None, None, None), context.profile_folder
     )
     result.values |= start.values
-    result.notes |= dict.fromkeys((*_PLACES, "data.data_path"), FILL_IN)
-    for key, usual in {**_PLACES, "data.data_path": _PAIRS}.items():
-        found = context.find(usual)
-        if found:
+    for key, places in usual_places(folder).items():
+        result.notes[key] = FILL_IN
+        if found := next(filter(None, map(context.find, places)), None):
             result.values[key] = relative_path(found.resolve(), context.profile_folder)
             result.notes.pop(key)
     result.origins |= dict.fromkeys(result.values, f"minimind's default ({name})")
@@ -265,6 +270,25 @@ def _choose_reduction(title: str, result: Translation) -> None:
             f"dpo.reduction: {means[0]} needs a mean, so {sums[0]} has one, too, where {title} has"
             " a sum"
         )
+
+
+def _cap_length(result: Translation, folder: Path) -> None:
+    """Shorten pairs to the positions of the model, if its configuration is on this machine."""
+    key, weights = "data.max_seq_len", str(result.values.get("model.weights", ""))
+    model = cached(weights) if is_on_hub(weights) else None
+    if weights and not is_on_hub(weights):
+        # The folder of the new profile need not exist: ".." is removed, not followed.
+        model = Path(os.path.normpath(folder / expanded(weights)))
+    positions = longest_input(model) if model and is_model(model) else None
+    wanted = result.values.get(key, Data.model_fields["max_seq_len"].default)
+    if positions is None or wanted <= positions:
+        return
+    name = result.setters.get(key, [key])[-1]
+    result.values[key] = positions
+    result.origins[key] = f"the model has {positions:,} positions; {name} = {wanted:,}"
+    result.differences.append(
+        f"{name} = {wanted:,}: the model has {positions:,} positions, so {key} = {positions}"
+    )
 
 
 def _drop_invalid(result: Translation, folder: Path) -> None:

@@ -59,8 +59,7 @@ class ComparisonView:
                 (run.letter, f"bold {style}"),
                 f" {one_line(run.name)}",
                 (f"  {run.summary.state}, {one_line(model)}", "dim"),
-                overflow="ellipsis",
-                no_wrap=True,
+                overflow="fold",
             )
 
     def _differences(self) -> Table:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from dpo_cli.formatting import MISSING, format_count, format_number, format_with_interval
 from dpo_cli.intervals import HIGH, LOW, Z
+from dpo_cli.paired import more_pairs
 from dpo_cli.printable import one_line
 from dpo_cli.profile.model_kind import KIND_TITLES
 from dpo_cli.profile.text import show_path
@@ -197,10 +198,10 @@ def _compare_with_chance(figures: Figures) -> str:
         return f"{over}: significantly above 0.5 (95 %)"
     if high < _CHANCE:
         return f"{over}: significantly below 0.5 (95 %)"
-    if abs(seen - _CHANCE) * pairs < 1:
-        return f"{over}: not distinguishable from chance"
     # Pairs for which the half-width Z * sqrt(0.25 / pairs) of the interval equals the difference.
-    needed = math.ceil((Z * _CHANCE / (seen - _CHANCE)) ** 2)
+    needed = math.ceil((Z * _CHANCE / (seen - _CHANCE)) ** 2) if seen != _CHANCE else math.inf
+    if more_pairs(pairs, needed / pairs) is None:
+        return f"{over}: not distinguishable from chance"
     return f"{over}: may be chance; about {needed:,} pairs would show {seen:.2f} to differ from 0.5"
 
 

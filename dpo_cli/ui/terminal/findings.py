@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import PurePath
 
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -26,20 +31,48 @@ def findings_table(findings: Sequence[Finding], *, in_full: bool = False) -> Tab
 
     Args:
         findings: in the order of the checks, which remains among those of one level.
-        in_full: wrap every message; otherwise findings that are no problem get one line each, cut
-            at the width of the console.
+        in_full: show every message as a whole; otherwise findings that are no problem name files
+            without their folder, and of statements separated by semicolons those that fit into a
+            line, at least the first. No statement is cut.
     """
+    names = Counter(_name(subject) for subject in {each.subject for each in findings})
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
+    table.add_column(
+        no_wrap=True, min_width=max((len(_LABELS[each.level]) for each in findings), default=0)
+    )
+    table.add_column(overflow="fold")
     table.add_column(overflow="fold")
     for finding in sorted(findings, key=lambda finding: _ORDER.index(finding.level)):
         style = "dim" if finding.level is Level.SKIP else "bold"
-        text = _finding_text(finding)
-        if not in_full and finding.level in (Level.OK, Level.SKIP):
-            text.no_wrap, text.overflow = True, "ellipsis"
-        table.add_row(_LABELS[finding.level], Text(finding.code, style), text)
+        is_brief = not in_full and finding.level in (Level.OK, Level.SKIP)
+        name = _name(finding.subject)
+        is_short = is_brief and names[name] == 1
+        text = _finding_text(finding, name if is_short else finding.subject)
+        message = _Brief(text) if is_brief else text
+        table.add_row(_LABELS[finding.level], Text(finding.code, style), message)
     return table
+
+
+def _name(subject: str) -> str:
+    """Return the name of a file without its folder; other subjects unchanged."""
+    return subject if ":" in subject else PurePath(subject).name
+
+
+class _Brief:
+    """Rich renderable of the statements of a text that fit into one line, at least the first."""
+
+    def __init__(self, text: Text) -> None:
+        self._text = text
+        self._ends = [end.start() for end in re.finditer("; |\n|$", text.plain)]
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement.get(console, options, self._text)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        first, *more = (self._text[:end] for end in self._ends)
+        yield max(
+            (text for text in more if text.cell_len <= options.max_width), key=len, default=first
+        )
 
 
 def verdict(diagnosis: Diagnosis, command: str, again: str) -> list[Text]:
@@ -63,10 +96,10 @@ def verdict(diagnosis: Diagnosis, command: str, again: str) -> list[Text]:
     return [Text(words, style="bold green"), _command("next: ", command)]
 
 
-def _finding_text(finding: Finding) -> Text:
+def _finding_text(finding: Finding, subject: str) -> Text:
     text = Text()
-    if finding.subject:
-        text.append(f"{finding.subject}  ", style="cyan")
+    if subject:
+        text.append(f"{subject}  ", style="cyan")
     text.append(finding.message, style="dim" if finding.level is Level.SKIP else "")
     if finding.remedy:
         text.append("\n-> ", style="bold")

@@ -49,7 +49,7 @@ def file_table(report: GgufReport, evaluation: Evaluation | None) -> Table:
         evaluation: metrics of the files in their order, then of the training state; None if the
             held-out pairs were not evaluated.
     """
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     titles = ["format", "size", "kept", "error/update"]
     if report.proof is not None:
         titles.append("answers")

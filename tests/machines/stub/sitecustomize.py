@@ -1,10 +1,10 @@
-"""Another operating system, as far as `dpo_cli` can tell. Python imports this file at its start.
+"""Stub of another operating system for the modules of `dpo_cli`. Python imports this file at start.
 
 DPO_TEST_PLATFORM is "darwin" or "win32". Modules of `dpo_cli` get proxies of `os`, `sys`, `signal`,
 `time`, `ctypes`, `resource`, `fcntl`, `select` and `psutil` from their import statements, without
-what that system lacks. Nothing below /proc and /sys exists for them, whichever function of the
-standard library opens it. All other modules, torch for one, see the machine as it is: this is a
-test of the project's own code, not of macOS or Windows.
+the parts that the system lacks. They find no file below /proc and /sys, whichever function of the
+standard library opens it. All other modules, such as torch, see the real machine: this tests the
+project's own code, not macOS or Windows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 
 PLATFORM = os.environ.get("DPO_TEST_PLATFORM", "")
 
-# What macOS and Windows lack: https://docs.python.org/3/library/os.html, "Availability".
+# Functions that macOS and Windows lack: https://docs.python.org/3/library/os.html, "Availability".
 _NOT_ON_MACOS = {
     "os": r"memfd_create|MFD_.*|sched_(get|set).*|SCHED_(BATCH|IDLE|RESET).*|posix_f.*|POSIX_FADV.*"
     r"|pipe2|eventfd.*|EFD_.*|splice|SPLICE.*|copy_file_range|O_(PATH|TMPFILE|DIRECT|NOATIME|RSYNC)"
@@ -66,11 +66,16 @@ _MISSING_MODULES = {
 }
 _HIDDEN = ("/proc", "/sys")
 _OURS = "dpo_cli"
-_open, _stat, _listdir, _readlink = open, os.stat, os.listdir, os.readlink  # these hide nothing
+_open, _stat, _listdir, _readlink = (
+    open,
+    os.stat,
+    os.listdir,
+    os.readlink,
+)  # the stub hides nothing of these
 
 
 class Proxy(types.ModuleType):
-    """A module without some of its names, and with others replaced."""
+    """Module without some of its names, and with others replaced."""
 
     def __init__(self, real: Any, missing: str, replaced: Mapping[str, Any]) -> None:
         super().__init__(real.__name__)
@@ -98,7 +103,7 @@ class _WindowsSignals(enum.IntEnum):
 
 
 def _is_ours() -> bool:
-    """Return True if a module of `dpo_cli` made the call, be it through the standard library."""
+    """Return True if a module of `dpo_cli` made the call, also through the standard library."""
     frame = sys._getframe(2)
     while frame is not None:
         root = _root(frame.f_globals)
@@ -117,7 +122,7 @@ def _root(module: Mapping[str, Any]) -> str:
 
 
 def _hide_files() -> None:
-    """Let calls of `dpo_cli` find nothing below /proc and /sys."""
+    """Make calls of `dpo_cli` find no file below /proc and /sys."""
 
     def hiding(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -163,7 +168,7 @@ def _is_hidden(path: Any) -> bool:
 
 
 def _hold_windows_rules() -> None:
-    """Refuse what Windows refuses: to open directories, and to replace files that are open."""
+    """Refuse operations that Windows refuses: opening directories, and replacing open files."""
     opened, flushed = os.open, os.fsync
 
     def open_file(path: Any, flags: int, *arguments: Any, **options: Any) -> int:

@@ -1,4 +1,4 @@
-"""As much of W&B's server as its client needs to be online: it keeps one run, and all it hears."""
+"""Minimal server of W&B for an online client: keeps one run, and all requests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Server(ThreadingHTTPServer):
-    """Listens on a free port of this machine."""
+    """Server on a free port of this machine."""
 
     daemon_threads = True
 
@@ -32,7 +32,7 @@ class Server(ThreadingHTTPServer):
         return [json.loads(row) for row in self.history]
 
     def handle_error(self, *_: Any) -> None:
-        """Nothing: the client hangs up as it likes."""
+        """Ignore errors: the client closes connections at any time."""
 
     def answer(self, path: str, body: bytes) -> dict[str, Any]:
         if path.endswith("/file_stream"):
@@ -102,4 +102,4 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST  # noqa: N815
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing."""
+        """Print no log."""

@@ -1,4 +1,4 @@
-"""Rows that trackers receive, and trackers that fail."""
+"""Tests of the rows that trackers receive, and of trackers that fail."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.tracking_streams import (
 
 
 class Listener:
-    """Records all calls in `told`, which outlives it like the data of a real tracker."""
+    """Tracker that records calls in a class attribute, which outlives it like real data."""
 
     can_go_back: ClassVar[bool] = False
     told: ClassVar[list[Any]]
@@ -64,7 +64,7 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 def feed(run: RunDirectory, kinds: dict[str, type[Listener]], **track: Any) -> Feeder:
-    """One start of the run, to its end."""
+    """Feed a run from start to end, once."""
     feeder = Feeder(run, profile(**track), kinds)
     feeder.feed(is_over=True)
     feeder.finish()
@@ -115,7 +115,9 @@ def test_a_tracker_that_can_go_back_gets_repeated_steps(
     ]
     assert listener.told[-2].metrics["train/loss"] == 9.0
     tell(run, saved(4))
-    feed(run, {"a": listener})  # the resume that it has heard of does not count again
+    feed(
+        run, {"a": listener}
+    )  # a resume that the feeder has already processed does not count again
     assert logged(listener) == [1, 2, 3, 4, 3, 4]
 
 

@@ -1,4 +1,4 @@
-"""Feeder process of a run: whatever happens to it, the run is not affected."""
+"""Tests of the feeder process of a run, whose failures do not affect the run."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_a_feeder_that_dies_is_reported_once(
     def observe(event: Event) -> None:
         seen.append(event)
         if isinstance(event, Alert):
-            (run.path / "missed").touch()  # the worker lives until then
+            (run.path / "missed").touch()  # the worker is alive until then
 
     assert launch(run, waits=True, observe=observe) is ExitCode.DONE
     said = [event for event in seen if isinstance(event, Alert)]
@@ -138,7 +138,7 @@ def test_a_feeder_that_dies_is_reported_once(
     assert "training does not depend on it" in said[0].message
     assert str(run.path / "track.log") in said[0].remedy
     kinds = [type(event).__name__ for event in seen]
-    assert kinds.index("Alert") < kinds.index("Completed")  # reported while the worker lived
+    assert kinds.index("Alert") < kinds.index("Completed")  # reported while the worker was alive
     assert "a bug" not in said[0].message
 
 

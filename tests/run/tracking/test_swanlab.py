@@ -1,4 +1,4 @@
-"""An offline directory of SwanLab, where that extra is installed: `dev` does not bring it."""
+"""Tests of an offline directory of SwanLab, if that extra is installed (`dev` does not)."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ def no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def feed(run: RunDirectory, **track: bool) -> dict[str, Any]:
     feed_to("swanlab", SwanLab, run, **track)
-    its = read_state(run)["swanlab"]
-    assert "failed" not in its
-    return its
+    state = read_state(run)["swanlab"]
+    assert "failed" not in state
+    return state
 
 
 def test_an_offline_directory_is_kept_and_named(run: RunDirectory, tmp_path: Path) -> None:
     tell(run, PLANNED, evaluated(0), *steps([1, 2]), step(3, loss=float("nan")), saved(3))
-    its = feed(run)
-    program, verb, folder = shlex.split(its["upload"])
+    state = feed(run)
+    program, verb, folder = shlex.split(state["upload"])
     assert (program, verb) == ("swanlab", "sync")
     (file,) = (tmp_path / folder).glob("*.swanlab")
     content = file.read_bytes()
@@ -71,7 +71,9 @@ def test_nothing_private_is_in_what_would_be_uploaded(run: RunDirectory) -> None
     feed(run)
     for file in _files(run):
         content = file.read_bytes()
-        if file.suffix == ".swanlab":  # it names its own files, and uploads their names alone
+        if (
+            file.suffix == ".swanlab"
+        ):  # SwanLab chooses the names of its files, and uploads only the names
             content = content.replace(str(file.parent).encode(), b"")
         for private in private_words(run.path.parent):
             assert private not in content, (file, private)

@@ -1,4 +1,4 @@
-"""Event files, read back with the reader of TensorBoard."""
+"""Tests of event files, read back with the reader of TensorBoard."""
 
 from __future__ import annotations
 

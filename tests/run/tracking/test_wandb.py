@@ -1,4 +1,4 @@
-"""An offline directory of W&B, read back record by record."""
+"""Tests of an offline directory of W&B, read back record by record."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    wandb.teardown()  # what it has heard of a server and a login
+    wandb.teardown()  # cached settings of a server and a login
 
 
 def feed(run: RunDirectory, **track: bool) -> None:
@@ -77,11 +77,11 @@ def test_the_command_that_uploads_names_the_directory(
     monkeypatch.chdir(tmp_path)
     tell(run, PLANNED, *steps([1, 2]), saved(2))
     feed(run)
-    its = read_state(run)["wandb"]
-    assert its["offline"] == "no login"
-    program, verb, folder = shlex.split(its["upload"])
+    state = read_state(run)["wandb"]
+    assert state["offline"] == "no login"
+    program, verb, folder = shlex.split(state["upload"])
     assert (program, verb) == ("wandb", "sync")
-    assert (tmp_path / folder / f"run-{its['id']}.wandb").is_file()
+    assert (tmp_path / folder / f"run-{state['id']}.wandb").is_file()
 
 
 def test_a_resumed_run_is_one_directory_of_the_same_run(run: RunDirectory) -> None:
@@ -133,7 +133,7 @@ def test_a_login_is_found_without_asking(
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """W&B's server, where we have a login."""
+    """Server of W&B with a login for this process."""
     server = Server()
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)

@@ -1,8 +1,8 @@
-"""Python runs this at the start of each process whose PYTHONPATH has this folder: see `hold_at`.
+"""Stop a worker at a step: see `hold_at`. Python imports this file at the start of each process.
 
-The worker of a real `dpo` stops itself, or another rank, right after an optimizer step. A test that
-sent the SIGSTOP would come too late on a busy machine, where the whole run is over before the test
-is scheduled.
+The worker of a real `dpo` stops itself, or another rank, right after an optimizer step. A SIGSTOP
+from the test could come too late on a busy machine, where the run may be over before the test is
+scheduled. PYTHONPATH must have this folder.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _append_and_hold(self: EventWriter, event: Event) -> None:
 
 
 def _pid_of_rank(rank: str) -> int:
-    """Return the process of a rank, which is this one or another child of its parent."""
+    """Return the process id of a rank: this process, or another child of the parent."""
     if rank == os.environ.get("RANK", "0"):
         return os.getpid()
     [pid] = (

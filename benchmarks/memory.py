@@ -1,10 +1,10 @@
-"""How near the forecast of memory is to the peak of a real run on a CPU.
+"""Compare the forecast of memory with the peak of a real run on a CPU.
 
     python benchmarks/memory.py --json FILE
 
-Each case trains a MiniMind of 104 M parameters with random weights for two steps through `dpo
-train`, and compares the peak of its process with the total that `dpo check --quick` has computed
-from the plan. Cache and files are in a temporary folder.
+Each case trains a MiniMind of 768 x `--layers` (16 have 104 M parameters) with random weights for
+two steps through `dpo train`, and compares the peak of its process with the total that `dpo check
+--quick` has computed from the plan. Cache and files are in a temporary folder.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from dpo_cli.training.inputs import RunInputs
 
 _CODE = "memory-need"
 _LATER_BYTES = 350_000_000
-"""What a process on a CPU takes beside the sums: libraries that are loaded with the optimizer, and
+"""Bytes of a process on a CPU beside the sums: libraries that are loaded with the optimizer, and
 memory that the C allocator keeps. Measured by benchmarks/memory.py."""
 _FILE_BYTES = 2
 """Bytes of a weight in a file, which stays in memory as it was read; most are bfloat16."""

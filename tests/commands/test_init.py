@@ -520,7 +520,7 @@ def test_settings_of_another_tool(dpo: Cli, here: Path) -> None:
         "wrote profiles/my.toml (TRL, config.yaml)",
         "next: dpo check profiles/my.toml",
     ]
-    assert "  only weights have 8 bits; activations are not rounded" in lines
+    assert "  load_in_8bit: only weights have 8 bits; activations are not rounded" in lines
     assert lines[lines.index("Unknown, not used:") + 1] == "  frobnicate = 1"
     profile = written()
     assert profile.dpo.loss == "hinge"

@@ -40,7 +40,7 @@ def run_checks(
     if result is None:
         return Diagnosis(tuple(reporter.findings), None, {})
     loaded, wrong_keys = result
-    unusable = check_files(reporter, loaded, wrong_keys)
+    unusable = check_files(reporter, loaded, wrong_keys, downloads=takes_steps)
     check_trackers(reporter, loaded.profile)
     if wrong_keys:  # the rest takes a minute, and would check another profile
         return Diagnosis(tuple(reporter.findings), None, {})

@@ -15,7 +15,7 @@ from dpo_cli.compute.loss_scale import make_scaler
 from dpo_cli.compute.memory import free_memory, peak_process_bytes
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.formatting import format_count, format_size
-from dpo_cli.models.loading import checkpoint_activations
+from dpo_cli.models.options import checkpoint_activations
 from dpo_cli.training.failures import is_out_of_memory
 from dpo_cli.training.inputs import RunInputs
 
@@ -35,10 +35,10 @@ def check_memory(reporter: Reporter, trial: TrialTrainer) -> Sample | None:
     or another process.
     """
     inputs, device = trial.inputs, trial.inputs.device
-    free, estimated = free_memory(device.torch_device), sum(estimate_memory(inputs))
+    free, estimated = free_memory(device.torch_device), estimate_memory(inputs).total
     available = f"{format_size(free)} of memory left on {device.torch_device}"
     if device.type == "cpu" and estimated >= free:
-        remedy = _remedy(inputs, lambda other: sum(estimate_memory(other)) < free)
+        remedy = _remedy(inputs, lambda other: estimate_memory(other).total < free)
         message = f"the longest batch needs an estimated {format_size(estimated)}; {available}"
         reporter.warn("memory-tight", "train.max_tokens_per_forward", message, remedy)
         return None

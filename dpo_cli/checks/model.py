@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from dpo_cli.alerts.learning import CHANCE_SHARE
 from dpo_cli.checks.reporter import Reporter
@@ -73,16 +74,9 @@ def check_fit(reporter: Reporter, inputs: RunInputs, on_progress: OnProgress) ->
     models = {"model.weights": inputs.weights}
     if inputs.reference_weights is not inputs.weights:
         models["model.reference"] = inputs.reference_weights
-    pairs = _sample(inputs.pairs)
+    pairs = sample_pairs(inputs.pairs)
     for key, model_weights in models.items():
-        scorer = make_scorer(inputs, model_weights).requires_grad_(False)
-        model = LiveReference(Frozen(scorer), inputs.device)
-        parts = []
-        for index, pair in enumerate(pairs):
-            batch = make_batch([pair], "packed", max_seq_len=0).to(inputs.device.torch_device)
-            parts.append(model.token_logps((index,), batch)[batch.mask].cpu().double())
-            on_progress("reading responses", index + 1, len(pairs), "pairs")
-        logps = torch.cat(parts)
+        logps = response_logps(inputs, model_weights, pairs, on_progress)
         nats = -logps.mean().item()
         vocab_size = model_weights.architecture.vocab_size
         chance = math.log(vocab_size)
@@ -103,7 +97,24 @@ def check_fit(reporter: Reporter, inputs: RunInputs, on_progress: OnProgress) ->
         )
 
 
-def _sample(pairs: TokenizedPairs) -> Sequence[TokenizedPair]:
+def response_logps(
+    inputs: RunInputs,
+    model_weights: ModelWeights,
+    pairs: Sequence[TokenizedPair],
+    on_progress: OnProgress,
+) -> Tensor:
+    """Return the log-probs of the response tokens of pairs, (N,), float64 on the CPU."""
+    scorer = make_scorer(inputs, model_weights).requires_grad_(False)
+    model = LiveReference(Frozen(scorer), inputs.device)
+    parts = []
+    for index, pair in enumerate(pairs):
+        batch = make_batch([pair], "packed", max_seq_len=0).to(inputs.device.torch_device)
+        parts.append(model.token_logps((index,), batch)[batch.mask].cpu().double())
+        on_progress("reading responses", index + 1, len(pairs), "pairs")
+    return torch.cat(parts)
+
+
+def sample_pairs(pairs: TokenizedPairs) -> Sequence[TokenizedPair]:
     """Select pairs of the shorter half, spread over the file, so that scoring them is fast."""
     by_length = pairs.computed_tokens.argsort(stable=True)
     short = by_length[: math.ceil(len(pairs) / 2)].sort().values

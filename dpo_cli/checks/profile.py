@@ -7,7 +7,8 @@ from pathlib import Path
 
 from dpo_cli.checks.reporter import Reporter
 from dpo_cli.errors import UsageError
-from dpo_cli.profile.inputs import Input, find_problems
+from dpo_cli.profile import hub
+from dpo_cli.profile.inputs import INPUTS, Input, find_problems
 from dpo_cli.profile.load import LoadedProfile, Problem, read_profile
 from dpo_cli.profile.model_kind import KIND_TITLES
 from dpo_cli.profile.schema import Profile
@@ -52,18 +53,47 @@ def check_profile(
     return loaded, {problem.key for problem in problems}
 
 
-def check_files(reporter: Reporter, loaded: LoadedProfile, wrong_keys: set[str]) -> set[Input]:
-    """Check that the files of the profile exist; return the inputs that cannot be used."""
+def check_files(
+    reporter: Reporter, loaded: LoadedProfile, wrong_keys: set[str], *, downloads: bool = True
+) -> set[Input]:
+    """Check that the files of the profile exist; return the inputs that cannot be used.
+
+    Args:
+        reporter: gets the findings.
+        loaded: the profile.
+        wrong_keys: keys of wrong values.
+        downloads: download models of the Hub; otherwise those that are not cached are left out.
+    """
     unknown = {name for name, keys in _KEYS.items() if not wrong_keys.isdisjoint(keys)}
+    absent = set() if downloads else _not_downloaded(loaded.profile)
+    if absent:
+        reporter.skip("files", "models of the Hub, which --quick does not download")
+    needed = set(INPUTS) - absent
     problems = {
-        name: problem for name, problem in find_problems(loaded).items() if name not in unknown
+        name: problem
+        for name, problem in find_problems(loaded, needed).items()
+        if name not in unknown
     }
+    unknown |= absent
     # dict.fromkeys: weights and reference may fail for the same reason, which is reported once.
     for problem in dict.fromkeys(problems.values()):
         _report(reporter, "file-unusable", problem, problem.key)
     if not problems and not unknown:
         reporter.ok("files", "", "weights, tokenizer and pairs exist")
     return unknown | problems.keys()
+
+
+def _not_downloaded(profile: Profile) -> set[Input]:
+    """Return the inputs that are models of the Hub and are not in the cache."""
+    model = profile.model
+    absent: set[Input] = set()
+    if model.weights and hub.is_on_hub(model.weights) and not hub.cached(model.weights):
+        absent.add("weights")
+        if model.tokenizer is None:
+            absent.add("tokenizer")
+    if model.reference and hub.is_on_hub(model.reference) and not hub.cached(model.reference):
+        absent.add("reference")
+    return absent
 
 
 def check_trackers(reporter: Reporter, profile: Profile) -> None:

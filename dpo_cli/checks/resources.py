@@ -12,9 +12,11 @@ from dpo_cli.checks.reporter import Reporter
 from dpo_cli.compute.device import Device, resolve
 from dpo_cli.compute.memory import free_memory, total_memory
 from dpo_cli.data.batching import make_batch
+from dpo_cli.data.tokens import TokenizedPairs
 from dpo_cli.formatting import format_count, format_rate, format_size
-from dpo_cli.models.forward_size import activation_bytes_per_token, training_bytes
 from dpo_cli.models.loading import ModelWeights
+from dpo_cli.models.memory import MemoryNeed, ModelSize, model_size, need
+from dpo_cli.models.quantized import require_kernels
 from dpo_cli.models.trainable import trainable_of
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
@@ -32,6 +34,8 @@ def check_device(reporter: Reporter, profile: Profile) -> Device:
     """Open the device of the profile; if that fails, the CPU, so that other checks can run."""
     with reporter.errors_as("device-unusable", "train.device"):
         device = resolve(profile.train.device, profile.train.dtype)
+        if profile.model.quantization is not None:
+            require_kernels(profile.model.quantization, device.torch_device)
         _check_usage(reporter, device)
         return device
     return resolve("cpu", "float32")
@@ -120,20 +124,36 @@ def check_disk(
     return needed
 
 
-def estimate_memory(inputs: RunInputs) -> tuple[int, int]:
+def estimate_memory(inputs: RunInputs) -> MemoryNeed:
     """Estimate the bytes of the training state, and of one forward of the longest pairs.
 
-    The state: see `training_bytes`; and the weights of the reference (in the packed layout during
-    the first epoch), unless it is the policy without its adapter.
-    One forward adds the inputs that the backward pass of each operation keeps, and about three
-    copies of the logits.
-
-    Returns:
-        Bytes of the state, and of one forward.
+    The reference counts unless it is the policy without its adapter; in the packed layout it is
+    needed during the first epoch.
     """
-    state = training_bytes(inputs.trainable, inputs.profile)
-    if inputs.profile.dpo.needs_reference and not inputs.policy_is_reference:
-        state += 4 * inputs.reference_weights.parameters
+    weights, trainable, profile = inputs.weights, inputs.trainable, inputs.profile
+    longest, tokens = longest_forward(inputs)
+    has_reference = profile.dpo.needs_reference and not inputs.policy_is_reference
+    size = ModelSize((), weights.parameters)
+    if weights.quantization is not None:
+        size = model_size(weights.architecture)
+    return need(
+        weights.architecture,
+        size,
+        train=profile.train,
+        quantization=weights.quantization,
+        adapter_parameters=trainable.parameters if profile.lora.is_on else None,
+        frozen_adapter_parameters=max(0, trainable.frozen_parameters - weights.parameters),
+        reference_parameters=inputs.reference_weights.parameters if has_reference else 0,
+        dtype=inputs.device.dtype,
+        tokens=tokens,
+        scored_tokens=(
+            int(longest.response_tokens.sum()) if profile.train.layout == "packed" else tokens
+        ),
+    )
+
+
+def longest_forward(inputs: RunInputs) -> tuple[TokenizedPairs, int]:
+    """Return the pairs of the forward with the most tokens, and the number of those."""
     tokens, size = inputs.pairs.computed_tokens, inputs.order.batch_size
     global_batch = tokens.argsort(stable=True, descending=True).tolist()
     global_batch = global_batch[: size * inputs.order.accumulation_steps]
@@ -152,17 +172,7 @@ def estimate_memory(inputs: RunInputs) -> tuple[int, int]:
         max_seq_len=inputs.profile.data.max_seq_len,
         share_prompts=not inputs.profile.has_dropout,
     )
-    architecture = inputs.weights.architecture
-    logits = batch.computed_tokens
-    if inputs.profile.train.layout == "packed":
-        logits = int(longest.response_tokens.sum())
-    per_token = activation_bytes_per_token(
-        architecture,
-        inputs.device.dtype,
-        is_checkpointed=inputs.profile.train.activation_checkpointing,
-    )
-    head = logits * architecture.vocab_size * 3 * 4
-    return state, round(batch.computed_tokens * per_token) + head
+    return longest, batch.computed_tokens
 
 
 def _check_usage(reporter: Reporter, device: Device) -> None:

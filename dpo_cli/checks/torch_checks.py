@@ -13,9 +13,11 @@ from dpo_cli.checks.first_step import check_first_step, check_layout, check_star
 from dpo_cli.checks.forecast import check_forecast
 from dpo_cli.checks.launch import check_launch, check_world_size
 from dpo_cli.checks.lr_sum import check_lr_sum, check_update
+from dpo_cli.checks.memory_need import check_need, check_need_of_config
 from dpo_cli.checks.model import check_fit, check_tokenizer, check_weights
 from dpo_cli.checks.pairs import check_held_out, check_overlap, check_template
 from dpo_cli.checks.preview import preview
+from dpo_cli.checks.quantization import check_quantization
 from dpo_cli.checks.reporter import Reporter
 from dpo_cli.checks.resources import check_contention, check_device, check_disk, check_plan
 from dpo_cli.checks.template import check_ending, check_headers, check_scored_words
@@ -96,6 +98,8 @@ class TorchChecks:
             shown = preview(reporter, data.rows, tokenizer, pair)
 
         facts: dict[str, Any] = data.facts() if data else {}
+        if weights is None and not self.takes_steps:
+            facts |= _named("memory_need", check_need_of_config(reporter, profile, device))
         rows = data.rows if data else None
         inputs = self.assemble(device, weights, reference, tokenizer, rows, held_out)
         if inputs and data:
@@ -141,6 +145,7 @@ class TorchChecks:
         facts: dict[str, Any] = {}
         if not self.takes_steps:
             reporter.skip("steps", _STEPS)
+            facts["memory_need"] = check_need(reporter, inputs)
         began, cpu_began, stolen = time.perf_counter(), time.thread_time(), StolenTime()
         try:
             trial = self.try_out(inputs, tokenizer) if self.takes_steps else None
@@ -149,6 +154,8 @@ class TorchChecks:
                 return facts
             check_update(reporter, trial)
             facts["forecast"] = check_forecast(reporter, trial, startup_seconds, on_progress)
+            del trial  # and its memory, before the weights are loaded in float32
+            facts |= _named("quantization", check_quantization(reporter, inputs, on_progress))
             if inputs.device.type == "cpu":
                 seconds, cpu_seconds = time.perf_counter() - began, time.thread_time() - cpu_began
                 check_contention(reporter, seconds, cpu_seconds, stolen.share())
@@ -203,3 +210,8 @@ class TorchChecks:
         if name in self.unusable:
             self.reporter.skip(name.replace("_", "-"), "its file")
         return name not in self.unusable
+
+
+def _named(name: str, figures: dict[str, Any] | None) -> dict[str, Any]:
+    """Return figures under a name; nothing if there are none."""
+    return {} if figures is None else {name: figures}

@@ -45,6 +45,7 @@ from dpo_cli.models.trainable import trainable_of
 from dpo_cli.profile import adapter_config, folder
 from dpo_cli.profile.inputs import resolve_tokenizer
 from dpo_cli.profile.load import load_profile
+from dpo_cli.profile.model import Quantization
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.disk import explain_disk_errors
@@ -75,6 +76,9 @@ class ExportReport:
     Attributes:
         seed: seed of stochastic rounding; None for rounding to nearest.
         unfinished_of: planned steps of a run that is not completed; None if it is.
+        quantization: format of the weights beside which the adapter was trained. The training state
+            that the file is compared with has them as they were read.
+        logp_difference_from_quantized: mean difference from the model with quantized weights.
         stop_warning: why the exported model would not stop where the answers of the training end;
             "" if it does.
         retention: update retention of the file; None if no weight has changed, or if the starting
@@ -94,6 +98,8 @@ class ExportReport:
     pairs_compared: int
     mean_logp_difference: float
     max_logp_difference: float
+    quantization: Quantization | None
+    logp_difference_from_quantized: float | None
     retention: UpdateRetention | None
     not_compared: str
     stop_warning: str
@@ -141,7 +147,11 @@ def export_run(
     if export_format == "peft":
         require_adapter(profile, dtype)
         dtype = "float32"
-    trained = read_trained(run, overrides, best=best)
+    as_trained = read_trained(run, overrides, best=best)
+    # The adapter belongs into the weights as they were read, which the file is compared with.
+    trained = replace(
+        as_trained, model_weights=replace(as_trained.model_weights, quantization=None)
+    )
     state, architecture, plan = trained.weights, trained.architecture, trained.plan
     tokenizer = ChatTokenizer(resolve_tokenizer(profile))
     written = _converted(architecture, export_format, tokenizer)
@@ -172,12 +182,14 @@ def export_run(
     if export_format == "peft":
         with verified_adapter(path, trained.model_weights, profile) as (exported, loaded):
             differences = _logp_differences(trained.model_weights, loaded, pairs)
+            from_quantized = _from_quantized(as_trained.model_weights, loaded, pairs)
             retention, not_compared = _retention(run, profile, plan, state, exported, dtype)
     else:
         rounded = round_weights(state, dtype, rounding, seed or 0, written.own_dtypes(dtype))
         with verified_write(path, rounded, written, dtype, tokenizer.folder) as (new, exported):
             loaded = _load_back(trained.model_weights, exported, new, pairs)
             differences = _logp_differences(trained.model_weights, loaded, pairs)
+            from_quantized = _from_quantized(as_trained.model_weights, loaded, pairs)
             retention, not_compared = _retention(run, profile, plan, state, exported, dtype)
             if isinstance(written, HuggingFace):
                 described = ExportedWeights(
@@ -220,6 +232,8 @@ def export_run(
         pairs_compared=len(pairs),
         mean_logp_difference=float(differences.mean()),
         max_logp_difference=float(differences.max()),
+        quantization=as_trained.model_weights.quantization,
+        logp_difference_from_quantized=from_quantized,
         retention=retention,
         not_compared=not_compared,
         stop_warning=stop_warning,
@@ -235,6 +249,15 @@ def _commands(path: Path, command: TryCommand | None) -> dict[str, str]:
     if command.is_minimind_script:
         return {"MiniMind": command.text}
     return directory_commands(path, command.text)
+
+
+def _from_quantized(
+    as_trained: ModelWeights, loaded: ResponseScorer, pairs: list[TokenizedPair]
+) -> float | None:
+    """Return the mean difference from the model as trained; None if that is not quantized."""
+    if as_trained.quantization is None:
+        return None
+    return float(_logp_differences(as_trained, loaded, pairs).mean())
 
 
 def _retention(

@@ -17,7 +17,8 @@ from dpo_cli.errors import DpoError
 from dpo_cli.inference.open_model import OpenedModel, open_model, open_reference
 from dpo_cli.models.adapted import build_adapted
 from dpo_cli.models.generation import Decoding, free_positions, generate, stop_ids_of
-from dpo_cli.models.loading import use_experts_for
+from dpo_cli.models.options import use_experts_for
+from dpo_cli.models.quantized import set_compute_dtype
 from dpo_cli.models.support import use_eager_attention
 from dpo_cli.profile.load import load_profile, profile_from_values
 from dpo_cli.run.models import NamedModel, tokenizer_of
@@ -79,6 +80,7 @@ class Responder:
     ) -> None:
         model_weights = opened.model_weights
         model = build_adapted(model_weights).eval()
+        set_compute_dtype(model, device.dtype)
         if not model_weights.architecture.supports_packing:
             use_eager_attention(model)
         if model_weights.architecture.use_moe:

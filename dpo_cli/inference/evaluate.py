@@ -21,6 +21,7 @@ from dpo_cli.inference.open_model import OpenedModel, open_model, open_reference
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.loading import ModelWeights
 from dpo_cli.models.minimind import NOT_IN_WEIGHTS
+from dpo_cli.models.quantized import require_kernels
 from dpo_cli.models.spec import architecture_of
 from dpo_cli.paired import ModelScores, PairedComparison, compare
 from dpo_cli.profile.inputs import resolve_tokenizer
@@ -138,6 +139,9 @@ def evaluate_models(
     reference = _open_reference(eval_config)
     weights = [model.model_weights for model in models]
     reference_weights = reference.model_weights if reference else weights[0]
+    for each in (*weights, reference_weights):
+        if each.quantization is not None:
+            require_kernels(each.quantization, device.torch_device)
     inputs = _prepare(profile, device, weights, reference_weights, on_progress)
     if saved_plan is not None:
         _require_same_inputs(eval_config, saved_plan.fingerprints, inputs)

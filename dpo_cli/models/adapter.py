@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.files import sha256_file, write_atomically, write_text_atomically
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.minimind import Shape
+from dpo_cli.models.quantized import load_bitsandbytes
 from dpo_cli.models.spec import Architecture
 from dpo_cli.models.weight_files import read_state_dict
 from dpo_cli.profile import adapter_config, folder
@@ -158,7 +160,7 @@ def as_at_start(model: PreTrainedModel) -> Iterator[None]:
 
     Gradients must be off: peft freezes the adapter meanwhile.
     """
-    layers = _layers(model).values()
+    layers = adapted_layers(model).values()
     has_start = any(_START in layer.lora_A for layer in layers)
     for layer in layers:
         if has_start:
@@ -174,17 +176,30 @@ def as_at_start(model: PreTrainedModel) -> Iterator[None]:
 
 
 @torch.no_grad()
-def merged_layers(model: PreTrainedModel) -> StateDict:
-    """Return the weights of the adapted layers with the adapter merged, by their name in memory.
+def merged_layer(layer: Any, base: Tensor | None) -> Tensor:
+    """Return the weight of an adapted layer with the adapter merged.
 
-    The model is not changed: to merge and subtract again would not give the same bits.
+    The layer is not changed: to merge and subtract again would not give the same bits.
+
+    Args:
+        layer: one of `adapted_layers`.
+        base: weight to merge into; None for the layer's own, which must not be quantized.
     """
-    merged = {}
-    for name, layer in _layers(model).items():
-        own = copy.deepcopy(layer)
-        own.merge(adapter_names=[_POLICY])
-        merged[f"{name}.weight"] = own.get_base_layer().weight.detach()
-    return merged
+    own = copy.deepcopy(layer)
+    if base is not None:
+        device = next(layer.lora_A.parameters()).device
+        own.base_layer = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+        own.base_layer.weight = nn.Parameter(base.to(device, torch.float32, copy=True))
+    own.merge(adapter_names=[_POLICY])
+    weight: Tensor = own.get_base_layer().weight.detach()
+    return weight
+
+
+def adapted_layers(model: nn.Module) -> dict[str, Any]:
+    """Return peft's layers by their name in memory."""
+    from peft.tuners.lora import LoraLayer
+
+    return {name: each for name, each in model.named_modules() if isinstance(each, LoraLayer)}
 
 
 def write_adapter(path: Path, adapter: Adapter, state: StateDict, base: str | None) -> None:
@@ -238,14 +253,8 @@ def _inject(model: nn.Module, settings: Mapping[str, Any], name: str, seed: int)
 
 
 def _use(model: PreTrainedModel, name: str) -> None:
-    for layer in _layers(model).values():
+    for layer in adapted_layers(model).values():
         layer.set_adapter(name)
-
-
-def _layers(model: PreTrainedModel) -> dict[str, Any]:
-    from peft.tuners.lora import LoraLayer
-
-    return {name: each for name, each in model.named_modules() if isinstance(each, LoraLayer)}
 
 
 # --- fit of an adapter and a model ---------------------------------------------------------------
@@ -256,6 +265,8 @@ def _fitted(
 ) -> Adapter:
     """Return an adapter without tensors whose target modules are those of the model."""
     adapter_config.require_peft(source)
+    if find_spec("bitsandbytes") is not None:
+        load_bitsandbytes()  # peft imports it, but without the care of this function
     if architecture.use_moe:
         raise DpoError(
             f"{source}: {architecture.name} is a mixture of experts, which dpo trains without"

@@ -25,7 +25,7 @@ from dpo_cli.compute.device import DTYPES
 from dpo_cli.errors import DpoError, first_line
 from dpo_cli.files import sha256_file
 from dpo_cli.integrity import require_unchanged, stamp
-from dpo_cli.models import attention, experts
+from dpo_cli.models import attention
 from dpo_cli.models.adapter import Adapter
 from dpo_cli.models.convert import EMBEDDING, HEAD, StateDict
 from dpo_cli.models.huggingface import HuggingFace, read_settings, with_dtypes
@@ -38,14 +38,13 @@ from dpo_cli.models.infer import (
 from dpo_cli.models.limits import check_settings, check_size
 from dpo_cli.models.minimind import MiniMind
 from dpo_cli.models.names import common_prefixes, is_old_buffer, refuse_adapter, unwrap
+from dpo_cli.models.quantized import quantize
 from dpo_cli.models.spec import Architecture
 from dpo_cli.models.weight_files import read_state_dict
 from dpo_cli.profile import folder
+from dpo_cli.profile.model import Quantization
 
 transformers.utils.logging.disable_progress_bar()
-
-_COMPILED_CLASSES = ("RMSNorm", "MLP")
-"""Suffixes of the classes in transformers that `compile_blocks` compiles."""
 
 _NOT_FLOAT = (
     "Use the model's weights in float32, float16 or bfloat16; quantized ones are not trained."
@@ -65,6 +64,8 @@ class ModelWeights:
         removed_prefixes: parts of the names that wrappers had added, for example "_orig_mod."; ""
             if none.
         adapter: adapter that the model computes with, beside these weights.
+        quantization: format to which the linear layers are rounded when the model is built; `state`
+            is not rounded.
     """
 
     architecture: Architecture
@@ -73,6 +74,7 @@ class ModelWeights:
     fingerprint: str
     removed_prefixes: str = ""
     adapter: Adapter | None = None
+    quantization: Quantization | None = None
 
     @property
     def parameters(self) -> int:
@@ -253,7 +255,11 @@ def _minimind_weights(
 
 
 def build_model(
-    architecture: Architecture, state: StateDict, *, dropout: float = 0.0
+    architecture: Architecture,
+    state: StateDict,
+    *,
+    dropout: float = 0.0,
+    quantization: Quantization | None = None,
 ) -> transformers.PreTrainedModel:
     """Build a model in float32 with these weights, ready for `segment_attention`.
 
@@ -263,16 +269,42 @@ def build_model(
         architecture: of the weights.
         state: in the Hugging Face layout, of any float dtype.
         dropout: probability of dropping an attention weight in training.
+        quantization: format of the linear layers in the blocks; None for float32.
     """
     settle_functions()
-    model, problems = _instantiate(architecture.config(dropout), state, torch.float32)
+    dtype = torch.float32
+    if quantization is not None:  # one layer at a time becomes float32, to be quantized
+        dtypes = {tensor.dtype for tensor in state.values()}
+        dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+    model, problems = _instantiate(architecture.config(dropout), state, dtype)
     assert not problems, f"{type(model).__name__}: {problems}"
+    if quantization is not None:
+        quantize(model, quantization)
+        _use_float32_constants(model, architecture.config(dropout))
     # Without the copy a parameter may share memory with `state`, at any alignment or even in a
     # mapped file. Alignment can change the last bits of a matrix product, and a resumed run must
     # compute the same bits as an uninterrupted one.
     for parameter in model.parameters():
-        parameter.data = parameter.data.clone()
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.float32, copy=True)
     return model
+
+
+def _use_float32_constants(
+    model: transformers.PreTrainedModel, config: transformers.PreTrainedConfig
+) -> None:
+    """Set the buffers that are no weights to those of a model that was built in float32.
+
+    In half precision some are rounded, for example the scale of Gemma's embedding.
+    """
+    from accelerate import init_empty_weights  # peft, which quantized weights need, depends on it
+
+    with init_empty_weights(include_buffers=False), torch.random.fork_rng(devices=[]):
+        plain = type(model)(config)
+    for name, module in plain.named_modules():
+        for own in module._non_persistent_buffers_set:
+            setattr(model.get_submodule(name), own, getattr(module, own))
+    model.config.dtype = torch.float32
 
 
 def _instantiate(
@@ -318,52 +350,6 @@ def to_disk_names(model: transformers.PreTrainedModel, tensors: StateDict) -> St
     once = {name: tensor for name, tensor in tensors.items() if name not in tied_copies}
     converted: StateDict = revert_weight_conversion(model, once)
     return converted
-
-
-def use_experts_for(
-    model: transformers.PreTrainedModel, *, float32: bool, is_on_cpu: bool = True
-) -> None:
-    """Choose the implementation of the experts.
-
-    The grouped matrix product is the fastest in float32. It does not support float64, and under
-    autocast it would compute in float32; the loop over experts follows autocast. On a GPU that loop
-    would wait for each expert, so there the grouped product casts (`dpo_cli.models.experts`).
-    """
-    half_precision = "eager" if is_on_cpu else experts.NAME
-    # A few models have a single implementation and raise ValueError.
-    with contextlib.suppress(ValueError):
-        model.set_experts_implementation("grouped_mm" if float32 else half_precision)
-
-
-def checkpoint_activations(model: transformers.PreTrainedModel) -> None:
-    """Enable activation checkpointing: keep only each block's input and recompute the rest.
-
-    Random numbers of the forward pass are restored for the recomputation, so no bit of a gradient
-    changes.
-
-    Raises:
-        DpoError: the model's code does not support it.
-    """
-    if not model.supports_gradient_checkpointing:
-        raise DpoError(
-            f"train.activation_checkpointing: {type(model).__name__} does not support it",
-            "Remove the key. A lower train.max_tokens_per_forward or data.max_seq_len saves memory,"
-            " too.",
-        )
-    # The first name is that of newer versions of transformers.
-    enable = getattr(model, "activation_checkpointing_enable", None)
-    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
-
-
-def compile_blocks(model: transformers.PreTrainedModel) -> None:
-    """Compile the norms and the feed-forward parts of all blocks with torch.compile.
-
-    Attention and experts are left out, because their control flow depends on the batch. With
-    `dynamic=True` one compilation serves all blocks and all lengths.
-    """
-    for module in model.modules():
-        if type(module).__name__.endswith(_COMPILED_CLASSES):
-            module.compile(dynamic=True)
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -6,7 +6,7 @@ names that do not depend on the version of transformers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,10 +95,11 @@ class Trainable(Protocol):
         """Return False for a tensor whose gradient is zero in the first step, by design."""
         ...
 
-    def changed_weights(self, model: PreTrainedModel) -> StateDict:
+    def changed_weights(self, model: PreTrainedModel) -> Iterable[tuple[str, Tensor]]:
         """Return the weights of the whole model that training can change, on their device.
 
-        They are in the Hugging Face layout, with names of `ModelWeights.state`.
+        They are in the Hugging Face layout, with names of `ModelWeights.state`. Merged weights are
+        computed one at a time: together they need as much memory as the model.
         """
         ...
 
@@ -192,9 +193,9 @@ class FullTraining:
         """Return True."""
         return True
 
-    def changed_weights(self, model: PreTrainedModel) -> StateDict:
+    def changed_weights(self, model: PreTrainedModel) -> Iterable[tuple[str, Tensor]]:
         """Return all weights."""
-        return self.state(model)
+        return self.state(model).items()
 
     def file_name(self, prefix: str) -> str:
         """See `Architecture.file_name`."""
@@ -286,9 +287,9 @@ class LoraTraining:
         """Return False for the first factors: the second ones, which follow, begin at zero."""
         return self.adapter.state is not None or ".lora_A." not in name
 
-    def changed_weights(self, model: PreTrainedModel) -> StateDict:
+    def changed_weights(self, model: PreTrainedModel) -> Iterable[tuple[str, Tensor]]:
         """Return the weights of the adapted layers with the adapter merged."""
-        return changed_weights(model)
+        return changed_weights(model, self.start)
 
     def file_name(self, prefix: str) -> str:
         """Return the name of the directory of the adapter."""

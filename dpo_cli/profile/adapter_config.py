@@ -11,6 +11,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.extras import install_extra
 from dpo_cli.profile import folder
 from dpo_cli.profile.lora import Lora
+from dpo_cli.profile.model import Quantization
 from dpo_cli.profile.text import show_value
 
 ALL_LINEAR = "all-linear"
@@ -53,6 +54,26 @@ def require_peft(key: str) -> None:
             f"{key}: peft is not installed",
             install_extra("lora"),
         )
+
+
+def require_quantizer(quantization: Quantization, lora: Lora) -> None:
+    """Check that `[lora]` trains adapters beside quantized weights, and bitsandbytes is installed.
+
+    Raises:
+        DpoError: it does not, or is not.
+    """
+    if not lora.is_on:
+        raise DpoError(
+            "quantized weights are frozen, and only adapters beside them can be trained",
+            "Set lora.rank, or remove model.quantization.",
+        )
+    if quantization == "int8" and lora.use_dora:
+        raise DpoError(
+            "lora.use_dora cannot measure the rows of int8 weights",
+            'Set model.quantization = "nf4", or remove lora.use_dora.',
+        )
+    if find_spec("bitsandbytes") is None:
+        raise DpoError("bitsandbytes is not installed", install_extra("quant"))
 
 
 def adapter_settings(lora: Lora) -> dict[str, Any]:

@@ -6,8 +6,10 @@ from functools import cache
 from pathlib import Path
 
 from dpo_cli.errors import DpoError
-from dpo_cli.hub.download import COMMIT, PREFIX, download
+from dpo_cli.hub.download import COMMIT, PREFIX, download, is_on_hub
 from dpo_cli.profile import folder
+
+__all__ = ["PREFIX", "at_commit", "cached", "fetch", "fetch_config", "is_on_hub"]
 
 # No *.py: the code of a model is never downloaded.
 _FILES = [
@@ -40,6 +42,16 @@ def fetch(weights: str) -> Path:
     if folder.is_model(path) and not folder.has_weights(path):
         path = download(name, revision, _OTHER_FILES, "model")
     return path
+
+
+def fetch_config(weights: str) -> Path:
+    """Return a local directory with the configuration of a model, but perhaps without its weights.
+
+    Raises:
+        DpoError: see `download`.
+    """
+    name, _, revision = weights.removeprefix(PREFIX).partition("@")
+    return cached(weights) or download(name, revision, [folder.CONFIG], "model")
 
 
 def cached(weights: str) -> Path | None:

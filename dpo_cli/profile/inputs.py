@@ -87,7 +87,7 @@ def find_problems(
         checks["reference"] = lambda: resolve_weights(profile, "reference")
     if (held_out := profile.eval.path) is not None:
         checks["held_out"] = lambda: check_pairs("eval.path", (held_out,))
-    if profile.lora.is_on or profile.model.adapter is not None:
+    if profile.lora.is_on or profile.model.adapter is not None or profile.model.quantization:
         checks["adapter"] = lambda: check_adapter(profile)
     problems: dict[Input, Problem] = {}
     for name, check in checks.items():
@@ -312,12 +312,17 @@ def resolve_data(key: str, name: Path) -> HubData:
 def check_adapter(profile: Profile) -> None:
     """Check that peft is installed, and that `model.adapter` is a directory that it saved.
 
+    Quantized weights need an adapter, and bitsandbytes.
+
     Raises:
         InputError: a check fails.
     """
-    adapter = profile.model.adapter
-    key = "lora.rank" if adapter is None else "model.adapter"
+    adapter, quantization = profile.model.adapter, profile.model.quantization
+    key = "model.quantization"
     try:
+        if quantization is not None:
+            adapter_config.require_quantizer(quantization, profile.lora)
+        key = "lora.rank" if adapter is None else "model.adapter"
         adapter_config.require_peft(key)
         if adapter is not None:
             _check_folder(key, adapter)

@@ -18,6 +18,8 @@ from dpo_cli.profile.table import (
     Table,
 )
 
+Quantization = Literal["nf4", "int8"]
+
 
 class Model(Table):
     """Weights to train, and model settings that cannot be inferred from them."""
@@ -55,6 +57,13 @@ class Model(Table):
     """Directory of a LoRA adapter of model.weights, for example from SFT, as peft saves it. It is
     merged into the weights first, or trained itself with lora.continue_adapter. The reference is
     the model with this adapter, unless model.reference is set."""
+
+    quantization: Annotated[
+        Quantization | None, Field(examples=["nf4", "int8"]), POSITION, REFERENCE
+    ] = None
+    """Format of the frozen linear layers below adapters, only with lora.rank: "nf4" takes 0.52
+    bytes per weight, "int8" 1, instead of 4. Needs the extra quant of this package. model.reference
+    is not quantized, and an export merges the adapter into the weights as they were read."""
 
     tokenizer: Annotated[
         Location | None,

@@ -76,8 +76,8 @@ class Train(Table):
 
     optimizer: Annotated[OptimizerName, POSITION] = "adamw"
     """Optimizer, as torch has it. Bytes per weight for its state: "adamw" 8; "adamw8bit" 2, by
-    bitsandbytes (an extra); "adafactor" nearly none, and it multiplies the learning rate by the
-    size of each tensor; "sgd" none (no momentum); "muon" 4 for the matrices of the blocks, with
+    bitsandbytes (the extra quant); "adafactor" nearly none, and it multiplies the learning rate by
+    the size of each tensor; "sgd" none (no momentum); "muon" 4 for the matrices of the blocks, with
     AdamW for all other weights, at most 8. Start a new run to change it."""
 
     adam_betas: Annotated[

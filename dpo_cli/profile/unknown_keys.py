@@ -53,6 +53,10 @@ _REMARKS: Mapping[str, str] = {
     "save_steps": "to save_steps x train.accumulation_steps, as it counts micro-batches",
     "eval_steps": "to eval_steps x train.accumulation_steps, as it counts micro-batches",
     "bf16": 'to "bfloat16"',
+    "load_in_4bit": 'to "nf4", with lora.rank',
+    "load_in_8bit": 'to "int8", with lora.rank',
+    "quantization_bit": 'to "nf4" or "int8", with lora.rank',
+    "bnb_4bit_quant_type": 'to "nf4", with lora.rank',
     "fp16": 'to "float16"',
     "lr_scheduler_type": 'to "linear", "cosine", "constant" or "wsd"',
     "lr_scheduler": 'to "linear", "cosine", "constant" or "wsd"',
@@ -67,10 +71,6 @@ _UNSUPPORTED: Mapping[str, tuple[str, ...]] = {
         *("lora_modules", "lora_task_type", "modules_to_save", "additional_target", "peft_config"),
         *("lora_modules_to_save", "loraplus_lr_ratio", "pissa_init", "peft"),
         *("lora_on_cpu", "lora_fan_in_fan_out", "create_new_adapter"),
-    ),
-    "quantized training is not supported yet; dpo trains float32 weights": (
-        *("load_in_4bit", "load_in_8bit", "quantization_bit", "quantization_method", "qlora"),
-        *("bnb_4bit_quant_type", "use_bnb_nested_quant", "double_quantization", "quantization"),
     ),
     "sharded training is not supported yet; each device holds the whole model": (
         *("fsdp", "fsdp_config", "deepspeed", "device_map", "tensor_parallel_size"),

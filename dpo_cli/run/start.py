@@ -326,6 +326,8 @@ def refuse_changes(
         what = "other pairs or another order of the pairs"
         if all(change.key.startswith("lora.") for change in positions):
             what = "another adapter"
+        elif all(change.key == "model.quantization" for change in positions):
+            what = "another quantization"
         elif all(change.key == "train.optimizer" for change in positions):
             what = "another optimizer: its checkpoints have the state of the first one"
         raise UsageError(

@@ -12,6 +12,7 @@ from torch import nn
 
 from dpo_cli.errors import DpoError
 from dpo_cli.extras import install_extra
+from dpo_cli.models.quantized import load_bitsandbytes
 from dpo_cli.profile.train import Train
 
 COMPENSATION = "compensation"
@@ -156,7 +157,7 @@ def require_optimizer(train: Train) -> None:
     if train.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise DpoError(
             'train.optimizer = "adamw8bit" needs the package bitsandbytes, which is not installed',
-            install_extra("8bit"),
+            install_extra("quant"),
         )
     name, version = _NEEDED_TORCH.get(train.optimizer, ("AdamW", ""))
     if not hasattr(torch.optim, name):
@@ -182,10 +183,8 @@ def _adamw(
 
 
 def _adamw8bit(groups: Sequence[dict[str, Any]], train: Train) -> torch.optim.Optimizer:
-    import bitsandbytes
-
     first, second = train.adam_betas
-    optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
+    optimizer: torch.optim.Optimizer = load_bitsandbytes().optim.AdamW8bit(
         [*groups],
         lr=0.0,
         betas=(first, second),

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from dpo_cli.data.groups import count_known_prompts
+from dpo_cli.models.quantized import quantizer_version
 from dpo_cli.objective.losses import loss_at_start
 from dpo_cli.profile.resolved import to_tables
 from dpo_cli.run.plan import Plan, PlannedModel, PlannedPairs, PlannedSteps
@@ -59,6 +60,7 @@ def make_plan(inputs: RunInputs) -> Plan:
         environment={
             **environment(),
             **inputs.device.versions,
+            **quantizer_version(weights.quantization),
             **_forward_limit(inputs),
             "ranks": str(inputs.world_size),
         },

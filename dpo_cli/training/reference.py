@@ -33,6 +33,7 @@ from dpo_cli.data.tokens import TokenizedPairs
 from dpo_cli.distributed.process_group import ProcessGroup
 from dpo_cli.files import cache_directory, remove_unused, write_atomically
 from dpo_cli.models.frozen import Frozen
+from dpo_cli.models.quantized import quantizer_version
 from dpo_cli.models.scoring import Scores
 from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.plan import environment
@@ -129,7 +130,8 @@ def open_references(
         if (cache := cache_directory()) is not None:
             # The values of another run are used only if this run would compute the same bits. Its
             # own values are used in any case: a resume must continue with what it began with.
-            here = environment(), device.name, processor(), profile.train.deterministic
+            versions = environment() | quantizer_version(inputs.reference_weights.quantization)
+            here = versions, device.name, processor(), profile.train.deterministic
             shared_key = hashlib.sha256(f"{key} {here}".encode()).hexdigest()
             paths.append(cache / "reference" / f"{shared_key}.safetensors")
         return CachedReference(

@@ -17,6 +17,7 @@ from dpo_cli.compute.device import Device, configure_device, resolve
 from dpo_cli.distributed.process_group import ProcessGroup, RankLostError, StartCancelledError
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.files import write_text_atomically
+from dpo_cli.models.quantized import require_kernels
 from dpo_cli.printable import printable
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.resolved import from_tables, to_tables
@@ -132,6 +133,8 @@ class _Session:
         local_rank = group.local_rank if group.world_size > 1 else None
         device = resolve(profile.train.device, profile.train.dtype, local_rank)
         self._set_matmul_precision(profile, device, saved_plan)
+        if profile.model.quantization is not None:
+            require_kernels(profile.model.quantization, device.torch_device)
         self.events.append(
             WorkerStarted(
                 pid=os.getpid(),

@@ -17,12 +17,9 @@ from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.distributed.process_group import ProcessGroup
 from dpo_cli.models.adapted import build_adapted
 from dpo_cli.models.frozen import Frozen
-from dpo_cli.models.loading import (
-    ModelWeights,
-    checkpoint_activations,
-    compile_blocks,
-    use_experts_for,
-)
+from dpo_cli.models.loading import ModelWeights
+from dpo_cli.models.options import checkpoint_activations, compile_blocks, use_experts_for
+from dpo_cli.models.quantized import set_compute_dtype
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.models.support import scorer_for
 from dpo_cli.profile.schema import Profile
@@ -61,6 +58,7 @@ def make_scorer(inputs: RunInputs, weights: ModelWeights) -> ResponseScorer:
     """Build the model of these weights on the run's device, wrapped in its response scorer."""
     profile, architecture = inputs.profile, weights.architecture
     model = build_adapted(weights, dropout=profile.model.dropout)
+    set_compute_dtype(model, inputs.device.dtype)
     if architecture.use_moe:
         use_experts_for(
             model,

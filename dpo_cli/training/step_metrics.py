@@ -138,14 +138,14 @@ def weights_moved(inputs: RunInputs, policy: ResponseScorer) -> float:
     """
     own = inputs.weights.architecture.own_dtypes(inputs.export_dtype)
     start = inputs.weights.state
-    now = inputs.trainable.changed_weights(policy.model)
     # Summed on the device and read once, because each read would wait for a GPU.
-    moved = []
-    for name, tensor in now.items():
+    moved, count = [], 0
+    for name, tensor in inputs.trainable.changed_weights(policy.model):
         dtype = DTYPES[own.get(name, inputs.export_dtype)]
         before = start[name].to(tensor.device, dtype, non_blocking=True)
         moved.append((tensor.to(dtype) != before).sum())
-    return int(torch.stack(moved).sum()) / sum(tensor.numel() for tensor in now.values())
+        count += tensor.numel()
+    return int(torch.stack(moved).sum()) / count
 
 
 def _unpack(packed: Sequence[float], lengths: Mapping[str, int]) -> dict[str, Sequence[float]]:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from dpo_cli.errors import DpoError
 from dpo_cli.files import sha256_file, write_atomically
-from dpo_cli.models.adapted import merge_adapter, with_adapter
+from dpo_cli.models.adapted import as_quantized, merge_adapter, with_adapter
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.loading import ModelWeights, load_model_weights
 from dpo_cli.models.spec import Architecture, architecture_of
@@ -81,20 +81,19 @@ def read_model_weights(
     source = resolve_weights(profile, which)
     if source.startswith(RUN_PREFIX):
         copy = keep_in / f"{which}.safetensors" if keep_in else None
-        return _with_adapter(_read_run(source, runs_root, copy), profile, which)
+        return _as_trained(_read_run(source, runs_root, copy), profile, which)
     weights = load_model_weights(Path(source), profile.model.model_dump())
-    return _with_adapter(weights, profile, which)
+    return _as_trained(weights, profile, which)
 
 
-def _with_adapter(
+def _as_trained(
     weights: ModelWeights, profile: Profile, which: Literal["weights", "reference"]
 ) -> ModelWeights:
-    adapter = profile.model.adapter
-    return (
-        weights
-        if adapter is None or which == "reference"
-        else with_adapter(weights, profile, adapter)
-    )
+    if which == "reference":
+        return weights
+    if (adapter := profile.model.adapter) is not None:
+        weights = with_adapter(weights, profile, adapter)
+    return as_quantized(weights, profile.model.quantization)
 
 
 def _read_run(source: str, runs_root: Path, copy: Path | None) -> ModelWeights:

@@ -183,8 +183,8 @@ def test_checkpointing_takes_less_memory_for_activations(examined: Examine, benc
         run = RunDirectory(bench / "runs/none")
         inputs = read_inputs(loaded.profile, resolve("cpu", "float32"), run, lambda *_: None)
         estimates.append(resources.estimate_memory(inputs))
-    assert estimates[0][0] == estimates[1][0]
-    assert estimates[1][1] < estimates[0][1]
+    assert estimates[0].state == estimates[1].state
+    assert estimates[1].activations < estimates[0].activations
 
 
 def test_weights_that_cannot_learn(examined: Examine, bench: Path) -> None:
@@ -476,7 +476,8 @@ def test_more_pairs_in_a_batch_need_more_memory(bench: Path) -> None:
         inputs = read_inputs(
             profile, resolve("cpu", "float32"), RunDirectory(bench / "runs/none"), lambda *_: None
         )
-        return resources.estimate_memory(inputs)
+        found = resources.estimate_memory(inputs)
+        return found.state, found.activations + found.head
 
     state, activations = estimate()
     # Weights, gradients, two moments, and the weights of the reference.

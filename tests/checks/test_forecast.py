@@ -94,7 +94,7 @@ def test_the_forecast_counts_all_that_the_run_computes(bench: Path, examined: Ex
     parts = ("startup", "training", "reference", "evaluation", "saving")
     total = sum(predicted[f"{part}_seconds"] for part in parts)
     assert predicted["seconds"] == pytest.approx(total)
-    assert predicted["process_bytes"] > estimate_memory(prepared_with(bench))[0]
+    assert predicted["process_bytes"] > estimate_memory(prepared_with(bench)).state
     assert of(diagnosis, "time").message.startswith("about ")
 
 
@@ -194,12 +194,12 @@ def test_smaller_settings_need_less_memory_and_keep_the_recipe(
     start = ("train.batch_size=6", "train.accumulation_steps=2", "data.max_seq_len=2048")
     inputs = prepared_with(uneven, *start, *settings)
     found = list(smaller(inputs))
-    taken = [sum(estimate_memory(other)) for other, _ in found]
+    taken = [estimate_memory(other).total for other, _ in found]
     frugal = next(n for n, (_, keys) in enumerate(found) if "checkpointing" in keys)
     assert frugal > 1
     for part in (taken[:frugal], taken[frugal:]):
         assert part == sorted(part, reverse=True)
-    assert max(taken) < sum(estimate_memory(inputs))
+    assert max(taken) < estimate_memory(inputs).total
     for other, keys in found:
         assert global_pairs(other) == 12
         assert ("max_tokens_per_forward" in keys) is (not settings and keys != found[frugal][1])
@@ -223,7 +223,7 @@ def test_a_batch_that_will_not_fit_is_not_tried_on_a_cpu(
 ) -> None:
     inputs = prepared_with(uneven, "train.layout=padded")
     [(other, keys), *_] = smaller(inputs)
-    free = sum(estimate_memory(other)) + 1
+    free = estimate_memory(other).total + 1
     monkeypatch.setattr(memory, "free_memory", lambda device: free)
 
     def must_not(*_: object) -> bool:

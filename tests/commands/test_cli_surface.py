@@ -145,9 +145,8 @@ WRONG = {
         "It is a profile key: dpo train ... --set lora.rank=VALUE",
     ),
     "train x --load_in_4bit 1": (
-        "no option --load_in_4bit: quantized training is not supported yet; dpo trains float32"
-        " weights",
-        "dpo train --help lists the options.",
+        "no option --load_in_4bit",
+        "It is a profile key: dpo train ... --set model.quantization=VALUE",
     ),
     "runs --zzz": ("no option --zzz", "dpo runs --help lists the options."),
     "runs --runs-dir": ("--runs-dir needs a value", "dpo runs --help lists the options."),

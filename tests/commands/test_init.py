@@ -540,12 +540,12 @@ def test_settings_of_another_tool(dpo: Cli, here: Path) -> None:
         "wrote profiles/my.toml (TRL, config.yaml)",
         "next: dpo check profiles/my.toml",
     ]
-    missing = "quantized training is not supported yet; dpo trains float32 weights"
-    assert f"  load_in_8bit = true: {missing}" in lines
+    assert "  load_in_8bit: only weights have 8 bits; activations are not rounded" in lines
     assert lines[lines.index("Unknown, not used:") + 1] == "  frobnicate = 1"
     profile = written()
     assert profile.dpo.loss == "hinge"
     assert (profile.lora.rank, profile.lora.alpha) == (8, 32)
+    assert profile.model.quantization == "int8"
     assert profile.data.max_seq_len == 64
     assert profile.model.weights == str(here / "base")
     assert profile.data.data_path == here / "pairs.jsonl"

@@ -17,6 +17,7 @@ ALL_VALUES: dict[str, dict[str, object]] = {
         "reference": "run:first",
         "adapter": "/out/sft $1",
         "tokenizer": "/model/$HOME",
+        "quantization": "nf4",
         "hidden_size": 512,
         "num_hidden_layers": 8,
         "use_moe": True,

@@ -82,7 +82,8 @@ def test_a_renamed_key_names_the_new_one() -> None:
         ("--learning-rate", ("train.learning_rate", "")),
         ("--train.beta", ("dpo.beta", "")),
         ("--cutoff_len=3", ("data.max_seq_len", "")),
-        ("--load-in-4bit", ("", UNSUPPORTED["load_in_4bit"])),
+        ("--load-in-4bit", ("model.quantization", "")),
+        ("--deepspeed", ("", UNSUPPORTED["deepspeed"])),
         ("--zzz", ("", "")),
     ],
 )

@@ -35,6 +35,7 @@ SLOW = {
     "tests/training/test_losses.py": "trains a run for each loss",
     "tests/training/test_other_models.py": "trains a model of each family",
     "tests/training/test_precision.py": "trains in half precision on the CPU",
+    "tests/training/test_quantized.py": "trains, kills and exports runs beside quantized weights",
     "tests/training/test_resume.py": "stops and resumes runs",
 }
 """Files and folders that take more than 10 s on a quiet machine, and the reason.

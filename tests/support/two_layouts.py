@@ -14,8 +14,9 @@ from dpo_cli.compute.device import Device
 from dpo_cli.data.batching import Layout
 from dpo_cli.data.chat import Tokenized, TokenizedPair
 from dpo_cli.models.frozen import Frozen
-from dpo_cli.models.loading import ModelWeights, build_model, to_disk_names, use_experts_for
+from dpo_cli.models.loading import ModelWeights, build_model, to_disk_names
 from dpo_cli.models.minimind import MiniMind
+from dpo_cli.models.options import use_experts_for
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.models.support import scorer_for
 from dpo_cli.objective.aux_loss import AuxLossKind

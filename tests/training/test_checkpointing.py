@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from dpo_cli.data.batching import Layout, make_batch
-from dpo_cli.models.loading import build_model, checkpoint_activations, use_experts_for
+from dpo_cli.models.loading import build_model
+from dpo_cli.models.options import checkpoint_activations, use_experts_for
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.training.checkpointing import load_weights
 from tests.support.two_layouts import (

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dpo_cli.data.batching import make_batch
-from dpo_cli.models.loading import compile_blocks
+from dpo_cli.models.options import compile_blocks
 from dpo_cli.training.failures import explain
 from tests.support.two_layouts import minimind_scorer, odd_pairs
 

@@ -25,15 +25,13 @@ from dpo_cli.extras import install_extra
 from dpo_cli.models.adapted import build_adapted, changed_weights, merge_adapter
 from dpo_cli.models.adapter import adapter_state, as_at_start
 from dpo_cli.models.frozen import Frozen
-from dpo_cli.models.huggingface import HuggingFace
 from dpo_cli.models.loading import ModelWeights, build_model, load_model_weights
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.models.support import scorer_for
-from dpo_cli.models.trainable import LoraTraining, trainable_of
+from dpo_cli.models.trainable import trainable_of
 from dpo_cli.profile import adapter_config
 from dpo_cli.profile.inputs import check_inputs
 from dpo_cli.profile.load import load_profile
-from dpo_cli.profile.schema import Profile
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Evaluated, Sampled, StepDone, history
 from dpo_cli.training.inputs import RunInputs
@@ -42,7 +40,18 @@ from dpo_cli.training.reference import CachedReference
 from dpo_cli.training.setup import frozen_reference
 from dpo_cli.training.trainer import Trainer
 from dpo_cli.training.weights import read_start, read_trained
-from tests.support import families, workers
+from tests.support import workers
+from tests.support.adapters import (
+    BETA,
+    IDS,
+    MODELS,
+    RATE,
+    logits,
+    lora_run,
+    profile_of,
+    start_weights,
+    trained_weights,
+)
 from tests.support.cli import Run, dpo, set_options
 from tests.support.columns import in_columns
 from tests.support.small_runs import golden_run, golden_settings
@@ -53,52 +62,10 @@ from tests.support.two_layouts import (
     Recorder,
     empty_state,
     odd_pairs,
-    random_weights,
 )
 
 BOUND = 1e-10
-BETA = 0.3
-RATE = 1e-2
-MODELS = ("llama", "qwen3", "minimind2", "minimind3")
 PAIRS = odd_pairs()
-
-
-def start_weights(name: str) -> ModelWeights:
-    """Return random weights of a family, or of a MiniMind version."""
-    if name in ARCHITECTURES:
-        architecture: Any = ARCHITECTURES[name]
-        model = build_model(architecture, empty_state(architecture))
-        random_weights(model)
-    else:
-        model = families.build(name)
-        architecture = HuggingFace(model.config.to_dict(), {})
-    state = {
-        key: tensor.detach().float()
-        for key, tensor in model.state_dict().items()
-        if key not in model.all_tied_weights_keys
-    }
-    return ModelWeights(architecture, state, torch.float32, name)
-
-
-def profile_of(lora: dict[str, Any], **train: Any) -> Profile:
-    return Profile.model_validate(
-        {
-            "model": {"tokenizer": "unused"},
-            "data": {"data_path": "unused", "max_seq_len": MAX_SEQ_LEN, "shuffle": True},
-            "dpo": {"reduction": "sum", "beta": BETA},
-            "lora": {"rank": 4, **lora},
-            "train": {
-                "max_tokens_per_forward": 90,
-                "save_min_seconds": 1e9,
-                "batch_size": 3,
-                "epochs": 5,
-                "seed": 3,
-                "schedule": "minimind2",
-                "learning_rate": RATE,
-                **train,
-            },
-        }
-    )
 
 
 def make_trainer(name: str, hooks: Recorder, lora: dict[str, Any]) -> Trainer:
@@ -200,27 +167,6 @@ def test_20_steps_are_those_of_peft_in_the_plain_loop(name: str, lora: dict[str,
 
 # --- one model: the reference, and merged weights ------------------------------------------------
 
-IDS = torch.randint(families.VOCABULARY, (2, 17), generator=torch.Generator().manual_seed(2))
-
-
-def trained_weights(name: str, **lora: Any) -> ModelWeights:
-    """Return weights with a changed adapter: both of its factors are random."""
-    weights = start_weights(name)
-    trainable = trainable_of(profile_of(lora), weights)
-    assert isinstance(trainable, LoraTraining)
-    generator = torch.Generator().manual_seed(8)
-    state = {
-        key: 0.1 * torch.randn(shape, generator=generator) + ("magnitude" in key)
-        for key, shape in trainable.adapter.shapes.items()
-    }
-    return trainable.at(state)
-
-
-@torch.no_grad()
-def logits(model: Any) -> Tensor:
-    found: Tensor = model.eval()(IDS, use_cache=False).logits
-    return found
-
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_reference_is_the_base_bit_for_bit(name: str) -> None:
@@ -243,7 +189,7 @@ def test_merged_weights_are_the_model_with_its_adapter(name: str, lora: dict[str
     with Float64():
         model = build_adapted(weights).double()
         merged = build_model(weights.architecture, weights.state).double()
-        merged.load_state_dict(changed_weights(model), strict=False)
+        merged.load_state_dict(dict(changed_weights(model, weights)), strict=False)
         assert (logits(merged) - logits(model)).abs().max() < 1e-12
     written = merge_adapter(weights)
     assert written.adapter is None
@@ -285,12 +231,6 @@ def test_dropout_is_off_in_the_reference_and_on_in_the_policy() -> None:
 
 
 # --- runs ----------------------------------------------------------------------------------------
-
-
-def lora_run(shared: Path, **changes: Any) -> list[str]:
-    """Return `dpo train` of a small MiniMind model with an adapter: 12 steps."""
-    settings = {"lora.rank": 4, "train.learning_rate": 1e-2, "train.epochs": 2, **changes}
-    return golden_run(shared, "seed", False, **settings)
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,8 @@ def lines_of(
         pairs_compared=4,
         mean_logp_difference=0.0,
         max_logp_difference=0.0,
+        quantization=None,
+        logp_difference_from_quantized=None,
         retention=UpdateRetention(**(measured | {"source_dtype": "float16"} | retention))
         if retention
         else None,

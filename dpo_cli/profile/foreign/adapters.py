@@ -22,8 +22,10 @@ _TARGETS = "lora.target_modules"
 _RANKS = ("lora_r", "lora_rank", "peft_config.r")
 _METHODS = ("finetuning_type", "adapter", "tuner_type", "train_type", "sft_type")
 _SWITCHES = ("use_peft", "use_lora")
+_QUANTIZED = ("load_in_4bit", "quantization_bit")
 _LORA = ("lora", "qlora")
-_QUANTIZED = "the weights of the model stay in float32, which needs more memory"
+_QUANTIZATION = "model.quantization"
+_BITS: Mapping[str, str] = {"4": "nf4", "8": "int8"}
 
 
 def is_on(context: Context) -> bool:
@@ -52,8 +54,10 @@ def method(default_rank: int, *full: str) -> Rule:
             raise NoCounterpartError(
                 "there are LoRA adapters in [lora], or all weights are trained"
             )
-        if name == "qlora":
-            context.differences.append(f"{name}: {_QUANTIZED}")
+        if name == "qlora" and not context.values.keys() & {*_QUANTIZED}:
+            context.differences.append(
+                f'{name}: the weights of the model stay in float32; set {_QUANTIZATION} = "nf4"'
+            )
         return _rank(context, default_rank)
 
     return Rule((_RANK,), convert, is_part=True)
@@ -70,6 +74,27 @@ def switched(default_rank: int) -> Rule:
         return _rank(context, default_rank)
 
     return Rule((_RANK,), convert, is_part=True)
+
+
+def _quantized(bits: str, context: Context) -> Mapping[str, Any]:
+    """Quantize the weights below an adapter to 4 or 8 bits."""
+    if bits not in _BITS:
+        raise NoCounterpartError("the weights below an adapter have 4, 8 or 32 bits")
+    if not is_on(context):
+        raise NoCounterpartError("without an adapter, float32 weights are trained")
+    kind = str(context.values.get("bnb_4bit_quant_type", "nf4")).lower()
+    if bits == "4" and kind != "nf4":
+        context.differences.append(f"the 4 bits are those of nf4, not of {kind[:20]}")
+    if bits == "8":
+        context.differences.append("only weights have 8 bits; activations are not rounded")
+    return {_QUANTIZATION: _BITS[bits]}
+
+
+def _switched_bits(bits: str) -> Rule:
+    return Rule(
+        (_QUANTIZATION,),
+        lambda value, context: _quantized(bits, context) if switch(value) else {},
+    )
 
 
 def _detail(key: str, read: Callable[[Any], Any]) -> Rule:
@@ -135,6 +160,18 @@ ADAPTERS: Mapping[str, Rule] = {
     **{
         name: _detail("lora.init_lora_weights", _init)
         for name in ("init_lora_weights", "init_weights", "peft_config.init_lora_weights")
+    },
+    "load_in_4bit": _switched_bits("4"),
+    "load_in_8bit": _switched_bits("8"),
+    "quantization_bit": Rule(
+        (_QUANTIZATION,),
+        lambda value, context: {} if value is None else _quantized(str(whole(value)), context),
+    ),
+    "quantization_method": only("bitsandbytes quantizes the weights", "bnb", "bitsandbytes"),
+    "bnb_4bit_quant_type": Rule((_QUANTIZATION,), lambda value, context: {}, is_part=True),
+    **{
+        name: only("the scales of nf4 are quantized, too", True)
+        for name in ("use_bnb_nested_quant", "double_quantization", "bnb_4bit_use_double_quant")
     },
     "lora_bias": only("an adapter has no bias", "none", False),
     "peft_config.bias": only("an adapter has no bias", "none", False),

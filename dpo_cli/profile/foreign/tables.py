@@ -24,8 +24,6 @@ from dpo_cli.profile.foreign.rules import (
     whole,
 )
 
-_FLOAT32 = "not supported: the weights of the model stay in float32, which needs more memory"
-
 
 def _shortened(key: str, value: str) -> Rule:
     """Set data.max_seq_len, and data.truncation to how the tool shortens longer pairs."""
@@ -262,6 +260,5 @@ UNSLOTH: Mapping[str, Rule] = {
     "model_name": hub_or_path("model.weights", "revision"),
     "revision": part_of("model.weights", "model_name"),
     "max_seq_length": only("the length of the model; pairs are shortened to max_length"),
-    "load_in_4bit": only(_FLOAT32, False),
     "full_finetuning": only("", True, False),
 }

@@ -42,6 +42,7 @@ def export_lines(report: ExportReport) -> list[Text]:
             f"mean difference {report.mean_logp_difference:.2g} nats per token, "
             f"largest {report.max_logp_difference:.2g}"
         ),
+        *_quantization_lines(report),
         *_stop_lines(report),
     ]
 
@@ -76,6 +77,18 @@ def try_lines(command: TryCommand) -> list[Text]:
     if command.is_minimind_script:
         lines.append(Text("        in MiniMind's own environment; its scripts need transformers 4"))
     return lines
+
+
+def _quantization_lines(report: ExportReport) -> list[Text]:
+    if report.logp_difference_from_quantized is None:
+        return []
+    return [
+        Text(
+            f"the adapter was trained beside {report.quantization} weights, and the file has the"
+            " full ones: mean difference from the model as it was trained"
+            f" {report.logp_difference_from_quantized:.2g} nats per token"
+        )
+    ]
 
 
 def _stop_lines(report: ExportReport) -> list[Text]:

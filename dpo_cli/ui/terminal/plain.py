@@ -209,9 +209,10 @@ def _adapter_facts(plan: Plan) -> list[tuple[str, str]]:
     trained = plan.model.trained_parameters
     if trained is None:
         return []
-    rank = plan.setting("lora.rank")
+    rank, quantization = plan.setting("lora.rank"), plan.setting("model.quantization")
+    base = f", beside {quantization} weights" if quantization else ""
     share = trained / plan.model.parameters
-    return [("adapter", f"rank {rank}: {trained:,} trained parameters, {share:.2%}")]
+    return [("adapter", f"rank {rank}: {trained:,} trained parameters, {share:.2%}{base}")]
 
 
 def _template(empty_think_ratio: float | None) -> list[tuple[str, str]]:

@@ -89,7 +89,7 @@ def merge(
     root = runs_root(runs_dir)
     named = [find_model(name, root) for name in (first, second)]
     for model in named:
-        require_free_of_inputs(to.expanduser(), inputs_of_model(model), "--to")
+        require_free_of_inputs(expanded(to), inputs_of_model(model), "--to")
     path = _destination(to, force=force)
     if best and not any(model.run for model in named):
         raise UsageError("--best: neither model is a run", "Leave --best out.")

@@ -41,6 +41,11 @@ def plain_console(*, stderr: bool = False) -> Console:
     return SafeConsole(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
+def say(line: str) -> None:
+    """Print one line on standard error."""
+    plain_console(stderr=True).print(line)
+
+
 def print_json(value: Any) -> None:
     """Print a value as indented JSON; paths become strings."""
     echo(json_text(value, indent=2))

@@ -15,7 +15,7 @@ from dpo_cli.profile import folder
 from dpo_cli.profile.discover import discover_in
 from dpo_cli.profile.inputs import check_tokenizer, resolve_tokenizer
 from dpo_cli.profile.load import load_profile
-from dpo_cli.profile.text import show_path
+from dpo_cli.profile.text import near_path, show_path
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import exported_paths
 from dpo_cli.run.lookup import find_runs, find_saved_run
@@ -78,10 +78,10 @@ def find_model(
     if folder.is_adapter(path):
         raise folder.missing_weights(path)
     if path.suffix in _WEIGHTS:
-        raise UsageError(f"{name}: no such file", _near(path))
+        raise UsageError(f"{name}: no such file{near_path(path)}", _near(path))
     if len(path.parts) > 1 or name.endswith("/"):
         if not path.is_dir():
-            raise UsageError(f"{name}: no such file or folder", _near(path))
+            raise UsageError(f"{name}: no such file or folder{near_path(path)}", _near(path))
         raise UsageError(
             f"{name} is neither a run nor a model: it has no profile.toml and no {folder.CONFIG}",
             f"Name a file in it: {_listed(path)}" if _listed(path) else "",

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 ROLES = ("policy", "reference")
 _COMMANDS = (
-    "/reset starts a new conversation, /quit or Ctrl-D exits, Ctrl-C stops an answer, /help shows"
-    " this"
+    "/reset starts a new conversation, /quit, /exit or Ctrl-D exits, Ctrl-C stops an answer,"
+    " /help shows this"
 )
 
 
@@ -216,7 +216,7 @@ def _require_text(**options: str | None) -> None:
 def _converse(screen: ChatScreen, conversations: Sequence[Conversation]) -> None:
     """Answer questions until the user quits."""
     for text in screen.questions():
-        if text == "/quit":
+        if text in ("/quit", "/exit"):
             return
         if text == "/help":
             screen.note(_COMMANDS)

@@ -64,7 +64,8 @@ def data(
     marks = console.color_system is None or console.no_color
     rows = pages.rows
     title = f"{len(rows.kept):,} of {rows.total:,} rows kept, {len(rows.skipped_rows):,} skipped"
-    title = "\n".join([title, *pages.remarks()])
+    keys = ["space: next page, /: search, q: quit"] if pages_with_less(console) else []
+    title = "\n".join([title, *pages.remarks(), *keys])
     if skipped:
         shown = (row_page(r.place, r.problem, r.reason, r.text) for r in pages.skipped(line))
         page(console, title, shown)

@@ -181,13 +181,13 @@ def export(
             settings=settings,
         )
     for line in export_lines(report):
-        console.print(line, soft_wrap=not console.is_terminal)  # long lines break between words
+        console.print(line)
     evaluation = _evaluate(console, run, [report.state, report.exported], settings or (), evaluate)
     for line in held_out_lines(evaluation) if evaluation else ():
-        console.print(line, soft_wrap=not console.is_terminal)
+        console.print(line)
     if report.try_command:
         for line in try_lines(report.try_command):
-            console.print(line)
+            console.print(line, soft_wrap=True)  # a command to copy whole
 
 
 def _refuse_precision(dtype: Dtype | None, rounding: RoundingMode | None) -> None:
@@ -211,16 +211,16 @@ def _show_gguf(
     from dpo_cli.export.gguf.recommendation import recommend  # loads torch
 
     for line in gguf_lines(report):
-        console.print(line, soft_wrap=not console.is_terminal)
+        console.print(line)
     weights = [*(file.weights for file in report.files), report.state]
     evaluation = _evaluate(console, run, weights, settings, is_wanted)
     console.print(file_table(report, evaluation))
     if evaluation is not None:
         *of_files, of_state = (model.groups["all"] for model in evaluation.models)
         found = recommend(report, of_files, of_state)
-        console.print(recommendation_line(found), soft_wrap=not console.is_terminal)
+        console.print(recommendation_line(found))
     for line in gguf_try_lines(report):
-        console.print(line, soft_wrap=not console.is_terminal)
+        console.print(line, soft_wrap=True)  # a command to copy whole
 
 
 def _evaluate(

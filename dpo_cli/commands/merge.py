@@ -136,7 +136,7 @@ def merge(
         console.print("not evaluated; to evaluate, name preference pairs with --data FILE")
     if command := try_command(path, written.architecture):
         for line in try_lines(command):
-            console.print(line)
+            console.print(line, soft_wrap=True)  # a command to copy whole
 
 
 def _destination(path: Path, *, force: bool) -> Path:

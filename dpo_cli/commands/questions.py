@@ -12,7 +12,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.profile import folder
 from dpo_cli.profile.discover import is_whole_model
 from dpo_cli.profile.text import show_path
-from dpo_cli.ui.terminal.console import echo
+from dpo_cli.ui.terminal.console import line_console
 
 
 def is_interactive() -> bool:
@@ -24,7 +24,7 @@ def ask_which(what: str, paths: Sequence[Path]) -> Path | None:
     """Let the user choose one of several paths on a terminal; else return the first."""
     if len(paths) < 2 or not is_interactive():
         return paths[0] if paths else None
-    echo(f"{what} (--{what} PATH answers this):")
+    line_console().print(f"{what} (--{what} PATH answers this):")
     return paths[_ask_number([show_path(path) + remark(path) for path in paths], "which?") - 1]
 
 
@@ -39,10 +39,10 @@ def ask_for(
         question: what to type.
         check: raises `DpoError` for a wrong answer.
     """
-    echo(f"{what}: none in this directory. Some choices (--{what} answers this):")
+    line_console().print(f"{what}: none in this directory. Some choices (--{what} answers this):")
     width = max((len(name) for name, _ in choices), default=0)
     for number, (name, note) in enumerate(choices, start=1):
-        echo(f"  {number}  {name:<{width}}  {note}".rstrip())
+        line_console().print(f"  {number}  {name:<{width}}  {note}".rstrip())
     while True:
         answer = str(typer.prompt(question, default="1" if choices else None)).strip()
         if answer.isdecimal() and 1 <= int(answer) <= len(choices):
@@ -50,7 +50,7 @@ def ask_for(
         try:
             check(answer)
         except DpoError as error:
-            echo(f"  {error.message}. {error.remedy}")
+            line_console().print(f"  {error.message}. {error.remedy}")
         else:
             return answer
 
@@ -64,7 +64,7 @@ def ask_columns(names: Sequence[str], columns: Sequence[str]) -> dict[str, str]:
     """
     answers = {}
     for name in names:
-        echo(f"  column of {name} (--columns {name}=COLUMN answers this):")
+        line_console().print(f"  column of {name} (--columns {name}=COLUMN answers this):")
         answers[name] = columns[_ask_number(columns, "which?", indent="    ") - 1]
     return answers
 
@@ -83,7 +83,7 @@ def remark(path: Path) -> str:
 def _ask_number(choices: Sequence[str], question: str, indent: str = "  ") -> int:
     """List numbered choices, and ask until the answer is one of the numbers; 1 is the default."""
     for number, choice in enumerate(choices, start=1):
-        echo(f"{indent}{number}  {choice}")
+        line_console().print(f"{indent}{number}  {choice}")
     while True:
         choice_number: int = typer.prompt(question, default=1, type=int)
         if 1 <= choice_number <= len(choices):

@@ -298,7 +298,7 @@ def test_quiet_shows_alerts_and_the_end_only() -> None:
     ) == [
         "warning: far from the reference [1/2]",
         "   help: stop earlier",
-        f"done: 1 step in 0s, weights in runs/{NAME}/w",
+        f"done: 1 step in 9s, weights in runs/{NAME}/w",
         f"export: dpo export {NAME}  (loaded back and compared)",
     ]
 

@@ -13,7 +13,7 @@ from dpo_cli.profile.inputs import check_inputs
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.source import find_profile
 from dpo_cli.ui.terminal.console import SafeConsole
-from dpo_cli.ui.terminal.pager import page
+from dpo_cli.ui.terminal.pager import page, pages_with_less
 from dpo_cli.ui.terminal.pairs import legend, pair_page, row_page
 from dpo_cli.ui.terminal.progress import PhaseBar
 

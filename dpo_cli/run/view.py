@@ -234,7 +234,7 @@ class RunView:
         return self._seconds_of_earlier_starts + self._seconds_of_this_start + running
 
     def seconds_left(self, now: float) -> float | None:
-        """Estimated seconds until the last step and evaluation; None before this start's first step.
+        """Estimated seconds until the last evaluation; None before this start has done a step.
 
         Evaluations count as long as the newest one, with its answers.
         """

@@ -34,4 +34,4 @@ def test_lines_break_between_words_at_the_edge_of_a_terminal(
 
 def test_lines_for_programs_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert printed(monkeypatch, io.StringIO()) == [LINE]
-    assert [LINE] == printed(monkeypatch, io.StringIO(), NO_COLOR="1", FORCE_COLOR="1")
+    assert printed(monkeypatch, io.StringIO(), NO_COLOR="1", FORCE_COLOR="1") == [LINE]

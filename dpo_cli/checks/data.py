@@ -181,8 +181,8 @@ def _check_kept(
     }
     truncated = int(rows.kept.shortened.sum())
     # In the first statement, because the short view of a check leaves out the others.
-    cut = f", {truncated:,} cut" if truncated else ""
-    message = f"{len(rows.kept):,} of {rows.total:,} rows kept{cut} at {limit:,} tokens"
+    of_these = f", {truncated:,} cut" if truncated else ""
+    message = f"{len(rows.kept):,} of {rows.total:,} rows kept{of_these} at {limit:,} tokens"
     if rows.skipped_rows:
         why = ", ".join(f"{number:,} {reason}" for reason, number in skipped.items() if number)
         message += f"; skipped: {why}"

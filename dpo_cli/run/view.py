@@ -240,7 +240,7 @@ class RunView:
         """
         if self.ending or not self._timed or not self.total_steps:
             return None
-        # Apart from the steps: an evaluation takes minutes, and few or none are in the mean.
+        # Apart from the steps: an evaluation takes minutes, and the last steps have few or none.
         evaluating = self._evaluating[-1] - self._evaluating[0]
         covered = self._timed[-1].step - self._timed[0].step
         per_step = self.seconds_per_step - (evaluating / covered if covered else 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import re
 import time
 from pathlib import Path
 
@@ -81,11 +82,13 @@ def test_to_the_end() -> None:
         run = the_run()
         run.put_request("save")
         assert terminal.wait() == 0
-        assert terminal.lines == [
-            f"run {run.name}: Ctrl-C saves and stops",
-            f"done: 8 steps, weights in runs/{run.name}/rlhf_512.pth",
-            f"export: dpo export {run.name}",
-        ]
+        first, *rest = terminal.lines
+        assert first == f"run {run.name}: Ctrl-C saves and stops"
+        # The paths may be broken at the edge of the terminal.
+        ending = "".join(rest).replace(" ", "")
+        assert re.search(rf"done:8stepsin\d+s,weightsinruns/{run.name}/rlhf_512.pth", ending)
+        assert f"export:dpoexport{run.name}(" in ending
+        assert ending.endswith("loadedbackandcompared)")
         assert terminal.modes_now() == terminal.modes
     assert run.is_completed
     assert run.holder() is None

@@ -54,7 +54,7 @@ def test_a_path_takes_precedence_over_a_run_name() -> None:
     [
         (
             "out/rlhf_511.pth",
-            r"out/rlhf_511.pth: did you mean out/rlhf_512.pth\? \| out contains rlhf_512.pth",
+            r"no such file; did you mean out/rlhf_512.pth\? \| out contains rlhf_512.pth",
         ),
         ("gone/rlhf_512.pth", r"gone/rlhf_512.pth: no such file \| $"),
         ("out", r"there is no run 'out' in runs"),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import re
+import signal
 import time
 from pathlib import Path
 
@@ -197,7 +197,7 @@ def test_a_panel_that_crashes_is_dropped_and_the_end_is_printed() -> None:
     arguments = (worker, "train", "mine.toml")
     with Terminal(crash + DPO, *arguments, cwd=Path.cwd()) as terminal:
         assert terminal.wait() == 0
-        assert terminal.lines[-1] == f"export: dpo export {the_run().name}"
+        assert terminal.lines[-1].startswith(f"export: dpo export {the_run().name}  (")
         assert terminal.modes_now() == terminal.modes
     log = the_run().launcher_log_path.read_text()
     assert "The panel failed and was dropped; training continues." in log
@@ -217,5 +217,5 @@ def test_plain_lines_where_they_are_wanted(options: list[str], changes: dict[str
     with train(TRAINS + "complete()", *options, **changes) as terminal:
         assert terminal.wait() == 0
         assert "\x1b[?1049h" not in terminal.raw
-        assert terminal.lines[-1] == f"export: dpo export {the_run().name}"
+        assert terminal.lines[-1].startswith(f"export: dpo export {the_run().name}  (")
     assert not the_run().launcher_log_path.exists()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_cli.errors import DpoError, UsageError
+from dpo_cli.files import expanded
 from dpo_cli.profile import folder
 from dpo_cli.profile.discover import discover_in
 from dpo_cli.profile.inputs import check_tokenizer, resolve_tokenizer
@@ -68,7 +69,7 @@ def find_model(
         DpoError: the folder holds an adapter.
         OtherVersionError: another version of dpo wrote the run.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if (path / "profile.toml").is_file():
         run = RunDirectory(path)
         run.require_this_version()

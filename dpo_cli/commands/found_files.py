@@ -237,7 +237,7 @@ def _named_pairs(path: Path, is_pairs: _PairTest) -> tuple[Path, ...]:
         return (named,)
     if not named.exists():
         raise UsageError(
-            f"--data {path} does not exist{near_path(path.expanduser())}",
+            f"--data {path} does not exist{near_path(expanded(path))}",
             "Name a file or a folder of preference pairs, or hf:ORG/NAME.",
         )
     found = discover_in((named,), is_pairs).pairs

@@ -25,7 +25,7 @@ from dpo_cli.errors import DpoError, ExitCode, UsageError, naming
 from dpo_cli.printable import degrade_streams, printable
 from dpo_cli.run.child_environment import bounded_spin
 from dpo_cli.streams import open_standard_streams, stream_name
-from dpo_cli.ui.terminal.console import SafeConsole, echo
+from dpo_cli.ui.terminal.console import echo, line_console
 
 _MODULES = {
     "demo": "demo",
@@ -178,10 +178,10 @@ def _bug_lines(error: BaseException) -> list[Text]:
 
 
 def _print_error(lines: list[Text]) -> None:
-    console = SafeConsole(stderr=True)
+    console = line_console(stderr=True)
     with contextlib.suppress(OSError):  # the terminal may be closed
         for line in lines:
-            console.print(line, soft_wrap=True)
+            console.print(line)
 
 
 def _system_error(error: OSError) -> DpoError:

@@ -9,7 +9,7 @@ from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Event
 from dpo_cli.run.thinning import read_view
 from dpo_cli.ui.snapshot import notebook_display
-from dpo_cli.ui.terminal.console import SafeConsole
+from dpo_cli.ui.terminal.console import line_console
 from dpo_cli.ui.terminal.plain import PlainReport
 
 _DRAW_SECONDS = 1.0
@@ -26,7 +26,7 @@ class Display:
     def __init__(self, directory: RunDirectory, shown: object) -> None:
         self._directory = directory
         self._shown = shown
-        console = SafeConsole(highlight=False, markup=False, emoji=False, soft_wrap=True)
+        console = line_console()
         self._report = PlainReport(
             console,
             directory.designation,

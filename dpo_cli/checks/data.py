@@ -179,13 +179,13 @@ def _check_kept(
         "with turns that the chat template leaves out": reasons["left-out"],
         "without a better answer": reasons["tie"],
     }
-    message = f"{len(rows.kept):,} of {rows.total:,} rows kept at {limit:,} tokens"
+    truncated = int(rows.kept.shortened.sum())
+    # In the first statement, because the short view of a check leaves out the others.
+    of_these = f", {truncated:,} cut" if truncated else ""
+    message = f"{len(rows.kept):,} of {rows.total:,} rows kept{of_these} at {limit:,} tokens"
     if rows.skipped_rows:
         why = ", ".join(f"{number:,} {reason}" for reason, number in skipped.items() if number)
         message += f"; skipped: {why}"
-    if truncated := int(rows.kept.shortened.sum()):
-        share = format_percent(truncated / len(rows.kept), 0)
-        message += f"; {truncated:,} of the kept rows ({share}) are truncated"
     offers, most = [], len(rows.kept)
     for length, other in longer:
         if len(other.kept) > most:

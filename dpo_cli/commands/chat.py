@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from dpo_cli.commands.complete import complete_model
-from dpo_cli.commands.console import json_text, plain_console
+from dpo_cli.commands.console import json_text, plain_console, say
 from dpo_cli.commands.options import (
     MODEL_HELP,
     BestOption,
@@ -27,7 +27,7 @@ from dpo_cli.formatting import format_count
 from dpo_cli.profile.text import show_path
 from dpo_cli.run.directory import runs_root
 from dpo_cli.run.disk import explain_disk_errors
-from dpo_cli.run.lookup import find_run
+from dpo_cli.run.lookup import find_saved_run
 from dpo_cli.run.models import NamedModel, find_model
 from dpo_cli.streams import stream_name
 from dpo_cli.ui.terminal.chat import ChatScreen
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 ROLES = ("policy", "reference")
 _COMMANDS = (
-    "/reset starts a new conversation, /quit or Ctrl-D exits, Ctrl-C stops an answer, /help shows"
-    " this"
+    "/reset starts a new conversation, /quit, /exit or Ctrl-D exits, Ctrl-C stops an answer,"
+    " /help shows this"
 )
 
 
@@ -139,11 +139,11 @@ def chat(
     _require_text(prompt=prompt, system=system)
     root = runs_root(runs_dir)
     if model is None:
-        run = find_run(root, None)
+        run = find_saved_run(root, None, say)
         named_policy = NamedModel(run.path, run)
     else:
-        named_policy = find_model(model, root)
-    named_reference = None if reference is None else find_model(reference, root)
+        named_policy = find_model(model, root, say)
+    named_reference = None if reference is None else find_model(reference, root, say)
     rows = None if prompts is None else read_prompts(prompts)
 
     notes = plain_console(stderr=True)
@@ -216,7 +216,7 @@ def _require_text(**options: str | None) -> None:
 def _converse(screen: ChatScreen, conversations: Sequence[Conversation]) -> None:
     """Answer questions until the user quits."""
     for text in screen.questions():
-        if text == "/quit":
+        if text in ("/quit", "/exit"):
             return
         if text == "/help":
             screen.note(_COMMANDS)

@@ -117,4 +117,4 @@ def _print_page(
         console.print(Text("-v shows every statement, the lengths and the first pair", "dim"))
     console.print()
     for line in lines:
-        console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=not console.file.isatty())

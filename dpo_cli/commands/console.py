@@ -16,7 +16,7 @@ from dpo_cli.errors import DpoError, naming
 from dpo_cli.files import write_atomically
 from dpo_cli.printable import escape_json
 from dpo_cli.run.disk import is_no_space, no_space
-from dpo_cli.ui.terminal.console import SafeConsole, echo
+from dpo_cli.ui.terminal.console import SafeConsole, echo, line_console
 from dpo_cli.ui.terminal.evaluation import EvaluationView
 from dpo_cli.ui.terminal.panel import terminal_size
 
@@ -37,8 +37,13 @@ _STREAMS = {
 
 
 def plain_console(*, stderr: bool = False) -> Console:
-    """Return a console on standard output, or error, that prints text unchanged."""
-    return SafeConsole(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    """Return a console on standard output, or error, for lines; see `line_console`."""
+    return line_console(stderr=stderr)
+
+
+def say(line: str) -> None:
+    """Print one line on standard error."""
+    plain_console(stderr=True).print(line)
 
 
 def print_json(value: Any) -> None:

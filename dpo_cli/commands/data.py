@@ -13,7 +13,7 @@ from dpo_cli.profile.inputs import check_inputs
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.source import find_profile
 from dpo_cli.ui.terminal.console import SafeConsole
-from dpo_cli.ui.terminal.pager import page
+from dpo_cli.ui.terminal.pager import page, pages_with_less
 from dpo_cli.ui.terminal.pairs import legend, pair_page, row_page
 from dpo_cli.ui.terminal.progress import PhaseBar
 
@@ -64,7 +64,8 @@ def data(
     marks = console.color_system is None or console.no_color
     rows = pages.rows
     title = f"{len(rows.kept):,} of {rows.total:,} rows kept, {len(rows.skipped_rows):,} skipped"
-    title = "\n".join([title, *pages.remarks()])
+    keys = ["space: next page, /: search, q: quit"] if pages_with_less(console) else []
+    title = "\n".join([title, *pages.remarks(), *keys])
     if skipped:
         shown = (row_page(r.place, r.problem, r.reason, r.text) for r in pages.skipped(line))
         page(console, title, shown)

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from dpo_cli.api import evaluate as evaluate_model
+from dpo_cli.api.evaluation import evaluate_named
 from dpo_cli.commands.complete import complete_model
-from dpo_cli.commands.console import print_evaluation, print_json
+from dpo_cli.commands.console import print_evaluation, print_json, say
 from dpo_cli.commands.options import (
     MODEL_HELP,
     BestOption,
@@ -20,6 +20,8 @@ from dpo_cli.commands.options import (
     SetOption,
     TokenizerOption,
 )
+from dpo_cli.run.directory import runs_root
+from dpo_cli.run.models import find_model
 from dpo_cli.ui.terminal.console import SafeConsole
 from dpo_cli.ui.terminal.evaluation import as_json
 from dpo_cli.ui.terminal.progress import PhaseBar
@@ -46,9 +48,10 @@ def evaluate(
 
     Example: `dpo eval dense --data test.jsonl`
     """
+    named = find_model(model, runs_root(runs_dir), say)
     with PhaseBar(SafeConsole(stderr=True)) as bar:
-        evaluation = evaluate_model(
-            model,
+        evaluation = evaluate_named(
+            named,
             data,
             reference=reference,
             profile=profile,

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from dpo_cli.api.run import Run
-from dpo_cli.commands.console import plain_console
+from dpo_cli.commands.console import plain_console, say
 from dpo_cli.commands.options import BestOption, RunArgument, RunsDirOption, SetOption
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.export.gguf.quantizations import (
@@ -21,7 +21,7 @@ from dpo_cli.export.gguf.quantizations import (
 )
 from dpo_cli.formatting import format_duration
 from dpo_cli.run.directory import RunDirectory, runs_root
-from dpo_cli.run.lookup import find_run
+from dpo_cli.run.lookup import find_saved_run
 from dpo_cli.ui.terminal.console import SafeConsole
 from dpo_cli.ui.terminal.export import export_lines, held_out_lines, try_lines
 from dpo_cli.ui.terminal.gguf import file_table, gguf_lines, gguf_try_lines, recommendation_line
@@ -153,7 +153,7 @@ def export(
     if seed is not None and rounding is not RoundingMode.STOCHASTIC:
         raise UsageError("--seed: only stochastic rounding is random", "Add --rounding stochastic.")
     console = plain_console()
-    run = find_run(runs_root(runs_dir), run_name)
+    run = find_saved_run(runs_root(runs_dir), run_name, say)
     if form is Format.GGUF:
         _refuse_precision(dtype, rounding)
         with console.status(f"exporting {run.designation}"):
@@ -181,13 +181,13 @@ def export(
             settings=settings,
         )
     for line in export_lines(report):
-        console.print(line, soft_wrap=not console.is_terminal)  # long lines break between words
+        console.print(line)
     evaluation = _evaluate(console, run, [report.state, report.exported], settings or (), evaluate)
     for line in held_out_lines(evaluation) if evaluation else ():
-        console.print(line, soft_wrap=not console.is_terminal)
+        console.print(line)
     if report.try_command:
         for line in try_lines(report.try_command):
-            console.print(line)
+            console.print(line, soft_wrap=True)  # a command to copy whole
 
 
 def _refuse_precision(dtype: Dtype | None, rounding: RoundingMode | None) -> None:
@@ -211,16 +211,16 @@ def _show_gguf(
     from dpo_cli.export.gguf.recommendation import recommend  # loads torch
 
     for line in gguf_lines(report):
-        console.print(line, soft_wrap=not console.is_terminal)
+        console.print(line)
     weights = [*(file.weights for file in report.files), report.state]
     evaluation = _evaluate(console, run, weights, settings, is_wanted)
     console.print(file_table(report, evaluation))
     if evaluation is not None:
         *of_files, of_state = (model.groups["all"] for model in evaluation.models)
         found = recommend(report, of_files, of_state)
-        console.print(recommendation_line(found), soft_wrap=not console.is_terminal)
+        console.print(recommendation_line(found))
     for line in gguf_try_lines(report):
-        console.print(line, soft_wrap=not console.is_terminal)
+        console.print(line, soft_wrap=True)  # a command to copy whole
 
 
 def _evaluate(

@@ -30,7 +30,7 @@ from dpo_cli.profile.discover import (
 from dpo_cli.profile.hub import cached, fetch
 from dpo_cli.profile.known import parameters_of
 from dpo_cli.profile.recipe import Inputs, count_parameters
-from dpo_cli.profile.text import show_path
+from dpo_cli.profile.text import near_path, show_path
 
 _WEIGHTS = (".pth", ".safetensors")
 _HOW_TO_NAME = (
@@ -82,10 +82,19 @@ class Chosen:
 
 @dataclass
 class _PairTest:
-    """Callable that returns True for a file of pairs, and records all other files."""
+    """Callable that returns True for a file of pairs, and records the other files that it reads."""
 
     others: list[Path] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    unread: dict[str, list[str]] = field(default_factory=dict)
+    """Problems of the files that need a missing package, by their remedy."""
+
+    @property
+    def problems(self) -> list[str]:
+        """One line for each missing package."""
+        return [
+            f"{first}{f', and {len(others)} more of this kind' if others else ''}. {remedy}"
+            for remedy, (first, *others) in self.unread.items()
+        ]
 
     def __call__(self, path: Path) -> bool:
         try:
@@ -93,7 +102,7 @@ class _PairTest:
                 return True
             self.others.append(path)
         except MissingExtraError as error:
-            self.problems.append(f"{error.message}. {error.remedy}")
+            self.unread.setdefault(error.remedy, []).append(error.message)
         except DpoError:  # damaged, so not offered
             pass
         return False
@@ -119,7 +128,7 @@ def choose_files(wanted: Wanted, console: Console) -> Chosen:
     hub = wanted.model if wanted.model and is_on_hub(wanted.model) else None
     around = FoundFiles()
     if not (models or hub) or not pairs:
-        around = discover_around(project, is_pairs)
+        around = discover_around(project, _PairTest())  # files outside are no problem
         missing = Missing(
             model=not (models or hub),
             pairs=not pairs,
@@ -208,7 +217,7 @@ def _named_model(name: str | None, is_pairs: _PairTest) -> FoundFiles:
     if path.is_file():
         raise UsageError(f"--model {name} is not a weights file", _HOW_TO_NAME)
     if not path.is_dir():
-        raise UsageError(f"--model {name} does not exist", _HOW_TO_NAME)
+        raise UsageError(f"--model {name} does not exist{near_path(path)}", _HOW_TO_NAME)
     found = discover_in((path,), is_pairs)
     if not found.models:
         raise UsageError(f"--model {name}: this folder has no model", _HOW_TO_NAME)
@@ -228,7 +237,7 @@ def _named_pairs(path: Path, is_pairs: _PairTest) -> tuple[Path, ...]:
         return (named,)
     if not named.exists():
         raise UsageError(
-            f"--data {path} does not exist",
+            f"--data {path} does not exist{near_path(expanded(path))}",
             "Name a file or a folder of preference pairs, or hf:ORG/NAME.",
         )
     found = discover_in((named,), is_pairs).pairs

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dpo_cli.commands.complete import complete_model
-from dpo_cli.commands.console import plain_console, print_evaluation, print_json
+from dpo_cli.commands.console import plain_console, print_evaluation, print_json, say
 from dpo_cli.commands.export import Dtype
 from dpo_cli.commands.options import (
     MODEL_HELP,
@@ -87,7 +87,7 @@ def merge(
     Example: `dpo merge dense out/full_sft_512.pth --weight 0.3 --to out/merged_512.pth`
     """
     root = runs_root(runs_dir)
-    named = [find_model(name, root) for name in (first, second)]
+    named = [find_model(name, root, say) for name in (first, second)]
     for model in named:
         require_free_of_inputs(expanded(to), inputs_of_model(model), "--to")
     path = _destination(to, force=force)
@@ -97,7 +97,7 @@ def merge(
         named,
         runs_root=root,
         data=data,
-        reference=find_model(reference, root) if reference else None,
+        reference=find_model(reference, root, say) if reference else None,
         profile_path=profile,
         tokenizer=tokenizer,
         settings=settings or (),
@@ -143,7 +143,7 @@ def merge(
         console.print("not evaluated; to evaluate, name preference pairs with --data FILE")
     if command := try_command(path, written.architecture):
         for line in try_lines(command):
-            console.print(line)
+            console.print(line, soft_wrap=True)  # a command to copy whole
 
 
 def _destination(path: Path, *, force: bool) -> Path:

@@ -13,7 +13,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.profile import folder
 from dpo_cli.profile.discover import is_whole_model
 from dpo_cli.profile.text import show_path
-from dpo_cli.ui.terminal.console import echo
+from dpo_cli.ui.terminal.console import line_console
 
 
 def is_interactive() -> bool:
@@ -25,7 +25,7 @@ def ask_which(what: str, paths: Sequence[Path]) -> Path | None:
     """Let the user choose one of several paths on a terminal; else return the first."""
     if len(paths) < 2 or not is_interactive():
         return paths[0] if paths else None
-    echo(f"{what} (--{what} PATH answers this):")
+    line_console().print(f"{what} (--{what} PATH answers this):")
     choices = [show_path(path) + remark(path) for path in paths]
     return paths[_ask_number(choices, "which?", "a path from the list") - 1]
 
@@ -41,10 +41,10 @@ def ask_for(
         question: what to type.
         check: raises `DpoError` for a wrong answer.
     """
-    echo(f"{what}: none in this directory. Some choices (--{what} answers this):")
+    line_console().print(f"{what}: none in this directory. Some choices (--{what} answers this):")
     width = max((len(name) for name, _ in choices), default=0)
     for number, (name, note) in enumerate(choices, start=1):
-        echo(f"  {number}  {name:<{width}}  {note}".rstrip())
+        line_console().print(f"  {number}  {name:<{width}}  {note}".rstrip())
     while True:
         answer = str(typer.prompt(question, default="1" if choices else None)).strip()
         if answer.isdecimal() and 1 <= int(answer) <= len(choices):
@@ -52,7 +52,7 @@ def ask_for(
         try:
             check(answer)
         except DpoError as error:
-            echo(f"  {error.message}. {error.remedy}")
+            line_console().print(f"  {error.message}. {error.remedy}")
         else:
             return answer
 
@@ -68,7 +68,7 @@ def ask_columns(names: Sequence[str], columns: Sequence[str]) -> dict[str, str]:
     """
     answers: dict[str, str] = {}
     for name in names:
-        echo(f"  column of {name} (--columns {name}=COLUMN answers this):")
+        line_console().print(f"  column of {name} (--columns {name}=COLUMN answers this):")
         free = [column for column in columns if column not in answers.values()]
         near = difflib.get_close_matches(name, free, n=1)
         default = columns.index(near[0]) + 1 if near else None
@@ -105,7 +105,7 @@ def _ask_number(
         default: number that an empty answer means; None if there is none.
     """
     for number, choice in enumerate(choices, start=1):
-        echo(f"{indent}{number}  {choice}")
+        line_console().print(f"{indent}{number}  {choice}")
     while True:
         shown = None if default is None else str(default)
         answer = str(typer.prompt(question, default=shown)).strip()
@@ -113,4 +113,4 @@ def _ask_number(
             return choices.index(answer) + 1
         if answer.isdecimal() and 1 <= int(answer) <= len(choices):
             return int(answer)
-        echo(f"{indent}Type a number from 1 to {len(choices)}, or {other}.")
+        line_console().print(f"{indent}Type a number from 1 to {len(choices)}, or {other}.")

@@ -63,7 +63,8 @@ def print_torchrun(
     arguments = torchrun_arguments(profile.launch, processes_here(profile), torchrun)
     kept = [s for s in settings if not s.startswith("launch.") or s.startswith(_WITHOUT_OPTION)]
     words = [*words, *(word for setting in kept for word in ("--set", setting))]
-    plain_console().print(join(["torchrun", *arguments, "-m", "dpo_cli", *words]))
+    # A line break would end the command where it is pasted.
+    plain_console().print(join(["torchrun", *arguments, "-m", "dpo_cli", *words]), soft_wrap=True)
 
 
 def join_run(profile: Profile, torchrun: Sequence[str]) -> ExitCode:

@@ -200,7 +200,7 @@ def open_responders(
         DpoError: a file is missing or damaged, or the models and the tokenizer do not fit.
     """
     models = [model for model in (policy, reference) if model is not None]
-    folder = tokenizer_of(models, tokenizer, overrides)
+    folder = tokenizer_of(models, tokenizer, runs_root, overrides)
     if policy.run is not None:
         profile = load_profile(policy.run.profile_path, overrides).profile
     else:

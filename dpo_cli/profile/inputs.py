@@ -18,7 +18,7 @@ from dpo_cli.profile.load import LoadedProfile, Problem
 from dpo_cli.profile.model import Model
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.source import shipped_profiles
-from dpo_cli.profile.text import did_you_mean, show_path, show_value
+from dpo_cli.profile.text import near_path, show_path, show_value
 from dpo_cli.signatures import read_head, recognize, recognize_folder
 
 _SUFFIXES = (".pth", ".safetensors")
@@ -389,11 +389,10 @@ def _status(key: str, path: Path) -> os.stat_result:
 
 def _near(path: Path) -> str:
     """Describe the surroundings of a missing file, for its error."""
+    if hint := near_path(path):
+        return hint
     parent = path.parent
-    if not os.path.isdir(parent):
-        return f", nor does its folder {show_path(parent)}"
-    names = os.listdir(parent) if os.access(parent, os.R_OK) else []
-    return did_you_mean(path.name, names)
+    return "" if os.path.isdir(parent) else f", nor does its folder {show_path(parent)}"
 
 
 def _names(paths: list[Path]) -> str:

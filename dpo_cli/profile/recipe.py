@@ -159,7 +159,7 @@ def _learning(shipped: LoadedProfile, inputs: Inputs) -> Draft:
         "dpo.reduction": doctrine.REDUCTION,
         "train.epochs": 1,
         "train.learning_rate": proposal.learning_rate,
-        "train.log_interval": 10,
+        "train.log_interval": _log_interval(proposal.steps),
         "eval.fraction": proposal.fraction,
         "eval.interval": proposal.interval,
         "eval.keep_best": True,
@@ -186,6 +186,11 @@ def _learning(shipped: LoadedProfile, inputs: Inputs) -> Draft:
         values["data.max_seq_len"] = doctrine.propose_max_seq_len(inputs.lengths)
         notes["data.max_seq_len"] = (_describe_lengths(inputs),)
     return Draft(values, notes, _caution(proposal))
+
+
+def _log_interval(steps: int) -> int:
+    """Return the steps between two lines: 10, fewer for a run with fewer than 100 steps."""
+    return max(1, min(10, steps // 10))
 
 
 def _describe_lengths(inputs: Inputs) -> str:

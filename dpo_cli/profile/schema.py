@@ -57,12 +57,12 @@ class Eval(Table):
     effect without held-out pairs."""
 
     keep_best: Annotated[bool, NONE] = False
-    """Keep the checkpoint with the lowest held-out loss besides the newest ones, and write its
-    weights to a file of their own, rlhf_best_512.pth. A new best is saved at once."""
+    """Keep the checkpoint with the lowest held-out loss besides the newest ones. Its weights are
+    also written to a file of their own, rlhf_best_512.pth. A new best is saved at once."""
 
     num_samples: Annotated[int, Field(ge=0, examples=[3]), NONE] = 0
-    """Held-out prompts that policy and reference answer at each evaluation, for side-by-side
-    reading: greedy decoding, up to 96 tokens each."""
+    """Held-out prompts that policy and reference answer at each evaluation. The answers are for
+    side-by-side reading: greedy decoding, up to 96 tokens each."""
 
     patience: Annotated[int, Field(ge=0), NONE] = 0
     """Stop after this many evaluations in a row without a lower held-out loss; 0 trains to the end.

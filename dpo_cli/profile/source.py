@@ -13,7 +13,7 @@ from string import Template
 from typing import Any
 
 from dpo_cli.errors import UsageError, first_line
-from dpo_cli.profile.text import did_you_mean, show_path, show_value
+from dpo_cli.profile.text import did_you_mean, near_path, show_path, show_value
 
 _MAX_PROFILE_BYTES = 1 << 20
 _PLAIN_VALUES = "Write a profile of plain values; `dpo init NAME` makes one."
@@ -61,6 +61,8 @@ def find_profile(path: Path, name: str) -> Path:
         for folder in (path.parent, path.parent / "profiles"):  # where dpo init writes
             near |= {sibling.stem: show_path(sibling) for sibling in folder.glob("*.toml")}
     hint = did_you_mean(path.stem, near, near.__getitem__)
+    if path.suffix == ".toml":
+        hint = near_path(path) or hint
     raise UsageError(f"no profile {show_path(path)}{hint}", remedy)
 
 

@@ -23,7 +23,7 @@ _IMPORTANT_KEYS = (
     *("dpo.beta", "dpo.reduction", "train.epochs", "train.batch_size", "train.learning_rate"),
     *("eval.fraction", "eval.interval"),
 )
-"""Keys that a short profile explains."""
+"""Keys that a short profile has also with their default, first in their table."""
 _SCRIPT_KEYS = frozenset(
     f"{table}.{name}"
     for table, names in {
@@ -49,7 +49,7 @@ def schema_text() -> str:
 
 
 def render_short(draft: Draft, title: str, show_all: str) -> str:
-    """Format a draft as a profile with the important keys, each with one line about it.
+    """Format a draft as a profile with the important keys, each with one sentence about it.
 
     Args:
         draft: values to set; those that equal the default are left out.
@@ -82,7 +82,10 @@ def render_short(draft: Draft, title: str, show_all: str) -> str:
             lines += _comment(_first_sentence(key.description))
             lines += [f"# {note}" for note in draft.notes.get(key.name, ())]
             lines.append(_with_remarks(_statement(key, draft), _origin(key, draft)))
-        lines += [_with_remarks(_statement(key, draft), _origin(key, draft)) for key in others]
+        for key in others:
+            if key.name not in draft.origins:  # otherwise the origin beside the key explains it
+                lines += _comment(_first_sentence(key.description))
+            lines.append(_with_remarks(_statement(key, draft), _origin(key, draft)))
     return "\n".join(lines) + "\n"
 
 

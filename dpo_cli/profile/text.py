@@ -54,3 +54,27 @@ def did_you_mean(name: str, candidates: Iterable[str], show: Callable[[str], str
     """Return "; did you mean X?" with the closest candidate, or "" if none is close."""
     near = difflib.get_close_matches(name, list(candidates), n=1, cutoff=_NEAR)
     return f"; did you mean {show(near[0])}?" if near else ""
+
+
+def near_path(path: Path) -> str:
+    """Return "; did you mean FOLDER/NAME?" with the closest existing path, or "" if none is close.
+
+    The folders of the path may be mistyped, too. The suggestion is relative if `path` is.
+    """
+    candidates = [Path(path.anchor)]
+    for part in path.relative_to(path.anchor).parts:
+        here = [parent / part for parent in candidates if os.path.exists(parent / part)]
+        candidates = here or [
+            parent / name
+            for parent in candidates
+            for name in difflib.get_close_matches(part, _names_in(parent), n=3, cutoff=_NEAR)
+        ]
+    near = next((each for each in candidates if each != path), None)
+    return f"; did you mean {show_path(near) if path.is_absolute() else near}?" if near else ""
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except (OSError, ValueError):  # no folder, no permission, or a NUL in the path
+        return []

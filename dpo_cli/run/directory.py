@@ -250,6 +250,11 @@ class RunDirectory(LockedDirectory):
 
     # --- checkpoints -----------------------------------------------------------------------------
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Return True if the run was planned and has a checkpoint, which is not verified here."""
+        return self.plan_path.exists() and bool(checkpoints.list_checkpoints(self.checkpoints_path))
+
     def commit_checkpoint(
         self,
         optimizer_step: int,

@@ -97,7 +97,7 @@ def find_eval_config(
         check_tokenizer(key, own or resolve_tokenizer(profile))
     elif data is not None:
         named = [*models, *([reference] if reference else [])]
-        tokenizer = tokenizer_of(named, tokenizer, settings)
+        tokenizer = tokenizer_of(named, tokenizer, runs_root, settings)
         values = {
             # The kind of the model decides some defaults.
             "model.weights": str(models[0].path.absolute()).replace("$", "$$"),

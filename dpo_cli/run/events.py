@@ -311,6 +311,9 @@ class Exported(Event):
     commands: dict[str, str] = field(default_factory=dict)
 
 
+_EXPORTED = b'{"event": "Exported"'
+
+
 def to_json(event: Event) -> str:
     """Return the event as one line of JSON, floats in full precision."""
     return json.dumps(
@@ -355,6 +358,13 @@ class EventReader:
 def history(path: Path) -> Iterator[Event]:
     """Yield the valid events: of steps that a resume repeated, only the last repetition."""
     return filter(None, (parse_line(line) for _, line in valid_lines(path)))
+
+
+def exported_paths(path: Path) -> set[Path]:
+    """Return the paths that exports of the run wrote; other lines are not parsed."""
+    lines = (line for _, line in complete_lines(path) if line.startswith(_EXPORTED))
+    events = (parse_line(line) for line in lines)
+    return {Path(event.path) for event in events if isinstance(event, Exported)}
 
 
 def without_early_steps(path: Path, keep: int) -> Iterator[Event]:

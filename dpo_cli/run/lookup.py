@@ -71,6 +71,46 @@ def find_run(
     return run
 
 
+def find_saved_run(
+    root: Path, query: str | None, say: Callable[[str], None] = lambda line: None
+) -> RunDirectory:
+    """Find one run as `find_run` does, but pass over newer runs that have saved nothing.
+
+    Only a profile name, and no name, mean the newest run. A run whose own name or path was typed
+    is returned also without a checkpoint.
+
+    Args:
+        root: directory of the runs.
+        query: see `find_run`.
+        say: receives one line if a newer run was passed over.
+
+    Raises:
+        UsageError, OtherVersionError: see `find_run`.
+    """
+    run = find_run(root, query)
+    if query is not None and query != run.profile_name:
+        return run
+    if run.has_checkpoint or (saved := earlier_saved_run(run, any_name=query is None)) is None:
+        return run
+    say(f"{run.name} has saved nothing yet; this is {saved.name}")
+    return saved
+
+
+def earlier_saved_run(run: RunDirectory, *, any_name: bool = False) -> RunDirectory | None:
+    """Return the newest earlier run beside `run` that has a checkpoint; None if there is none.
+
+    Args:
+        run: a run.
+        any_name: also take runs of other profiles.
+    """
+    for other in find_runs(run.path.parent):
+        is_earlier = (other.created, other.name) < (run.created, run.name)
+        is_of_profile = any_name or other.profile_name == run.profile_name
+        if is_earlier and is_of_profile and other.has_checkpoint and not other.is_of_other_version:
+            return other
+    return None
+
+
 def _find(root: Path, query: str | None, prefer: Callable[[RunDirectory], bool]) -> RunDirectory:
     if query is not None and os.sep in query:
         run = RunDirectory(expanded(query))

@@ -111,6 +111,9 @@ class RunView:
     """Wall-clock seconds since the epoch of the last event."""
     _timed: deque[StepDone] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
     """Last steps of this start. `elapsed_seconds` of another start counts from another zero."""
+    _evaluating: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
+    """Seconds of this start's evaluations before each of the steps in `_timed`."""
+    _evaluation_seconds: float = 0.0
     _bests: list[Saved] = field(default_factory=list)
     _alerts_at_end: set[str] = field(default_factory=set)
     """Codes of the alerts since the last other event: the launcher writes its alerts about a start
@@ -152,6 +155,7 @@ class RunView:
                 self._take_evaluation(event)
             case Sampled():
                 self.sampled, self.phase = event, None
+                self._evaluation_seconds += event.seconds
                 self.sampled_start = self.sampled_start or event
             case Saved():
                 self.saved = event
@@ -178,6 +182,8 @@ class RunView:
         self.earlier_alerts = self.alerts.keys() - self._alerts_at_end
         self.lost_ranks = []
         self._timed.clear()
+        self._evaluating.clear()
+        self._evaluation_seconds = 0.0
 
     # --- derived values --------------------------------------------------------------------------
 
@@ -201,7 +207,7 @@ class RunView:
             return RunState.EVALUATING if self._is_evaluating else RunState.PREPARING
         if self._is_evaluating:
             return RunState.EVALUATING
-        if self.total_steps and self.step == self.total_steps:
+        if self.is_at_the_end:
             has_old_evaluation = self.held_out is not None and self.held_out.step < self.step
             return RunState.EVALUATING if has_old_evaluation else RunState.SAVING
         return RunState.TRAINING
@@ -228,11 +234,44 @@ class RunView:
         return self._seconds_of_earlier_starts + self._seconds_of_this_start + running
 
     def seconds_left(self, now: float) -> float | None:
-        """Estimated seconds until the last step; None before this start has done a step."""
+        """Estimated seconds until the last evaluation; None before this start has done a step.
+
+        Evaluations count as long as the newest one, with its answers.
+        """
         if self.ending or not self._timed or not self.total_steps:
             return None
-        since_last_event = max(0.0, now - self.time)
-        return max(0.0, (self.total_steps - self.step) * self.seconds_per_step - since_last_event)
+        # Apart from the steps: an evaluation takes minutes, and the last steps have few or none.
+        evaluating = self._evaluating[-1] - self._evaluating[0]
+        covered = self._timed[-1].step - self._timed[0].step
+        per_step = self.seconds_per_step - (evaluating / covered if covered else 0.0)
+        left = (self.total_steps - self.step) * max(0.0, per_step)
+        left += self._evaluations_left() * self._seconds_per_evaluation
+        return max(0.0, left - max(0.0, now - self.time))
+
+    def _evaluations_left(self) -> float:
+        """Number of evaluations that are left; a part for one that is under way."""
+        if self.held_out is None or self.plan is None:
+            return 0.0
+        if self.is_at_the_end:
+            left = float(self.held_out.step < self.step)
+        else:
+            interval = self.plan.setting("eval.interval") or self.total_steps
+            due = self.total_steps // interval - self.step // interval
+            left = float(due + bool(self.total_steps % interval))  # the last step evaluates, too
+            left += self._is_evaluating
+        if self._is_evaluating and self.phase and self.phase.total:
+            left -= self.phase.done / self.phase.total
+        return max(0.0, left)
+
+    @property
+    def _seconds_per_evaluation(self) -> float:
+        answers = self.sampled.seconds if self.sampled else 0.0
+        return answers + (self.held_out.seconds if self.held_out else 0.0)
+
+    @property
+    def is_at_the_end(self) -> bool:
+        """Return True after the last step: only an evaluation and the save are left."""
+        return bool(self.total_steps) and self.step == self.total_steps
 
     @property
     def best(self) -> Saved | None:
@@ -264,6 +303,7 @@ class RunView:
         if event.is_skipped:
             self.skipped_steps.append(event.step)
         self._timed.append(event)
+        self._evaluating.append(self._evaluation_seconds)
         for metric, value in event.metrics.items():
             self.trained[metric].add(event.step, value)
         self.trained["learning_rate"].add(event.step, event.learning_rate)
@@ -279,6 +319,7 @@ class RunView:
 
     def _take_evaluation(self, event: Evaluated) -> None:
         self.is_under_way, self.held_out, self.phase = True, event, None
+        self._evaluation_seconds += event.seconds
         if self.held_out_start is None:
             self.held_out_start = event
         for metric, value in event.metrics.items():

@@ -26,7 +26,7 @@ from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.checkpoints import Checkpoint
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.run.lookup import find_run
+from dpo_cli.run.lookup import earlier_saved_run, find_run
 from dpo_cli.run.plan import Plan
 from dpo_cli.shell import dpo_command
 from dpo_cli.training.checkpointing import load_best, load_weights
@@ -142,10 +142,10 @@ def read_trained(
     """
     plan, newest = run.read_plan(), run.read_newest(load_weights)
     if plan is None or newest is None:
-        raise DpoError(
-            f"{run.name} has saved nothing yet",
-            f"Let it train up to its first save: {dpo_command('resume', run.name)}",
-        )
+        remedy = f"Let it train up to its first save: {dpo_command('resume', run.designation)}"
+        if earlier := earlier_saved_run(run):
+            remedy += f". Or use the earlier run, which has weights: {earlier.designation}"
+        raise DpoError(f"{run.name} has saved nothing yet", remedy)
     checkpoint, state = _read_best(run) if best else newest
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):

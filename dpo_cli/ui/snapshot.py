@@ -23,12 +23,11 @@ def read_panel(run: RunDirectory, step: int | None = None) -> Dashboard:
     """Return the panel of a run as it is now, or as it was after a step."""
     is_held = run.holder() is not None
     view = RunView.of(ThinnedHistory(run.events_path, step))
-    is_now = step is None and is_held
     return Dashboard(
         view,
         run.designation,
         run.path,
-        now=time.time() if is_now else view.time,
+        now=time.time() if step is None else view.time,
         is_alive=step is not None or is_held,
         disk=disk_usage(run) if step is None else None,
     )

@@ -105,11 +105,11 @@ def test_lines_of_standard_input_are_one_conversation(
         assert code == 0
         return out.splitlines(), err
 
-    first, second, third = said(WHY, WHY, "", "/reset", WHY, "/quit", WHY)[0]
+    first, second, third = said(WHY, WHY, "", "/reset", WHY, "/exit", WHY)[0]
     assert first == third != second
     out, err = said("/hlp", "/etc/hosts?")
     assert len(out) == 1
-    assert "unknown command /hlp: /reset starts a new conversation, /quit or Ctrl-D" in err
+    assert "unknown command /hlp: /reset starts a new conversation, /quit, /exit or" in err
     out, err = said("/help")
     assert out == []
     assert "unknown" not in err

@@ -181,7 +181,9 @@ def test_on_a_pipe_it_prints_plain_lines(dpo: Cli, finished: RunDirectory) -> No
     code, out, _ = dpo("watch")
     assert code == 0
     assert out.splitlines()[0].startswith("model")
-    assert out.splitlines()[-1] == f"export: dpo export {finished.name} --best  (step 100)"
+    last = out.splitlines()[-1]
+    assert last.startswith(f"export: dpo export {finished.name} --best  (step 100)  (")
+    assert last.endswith("loaded back and compared)")
 
 
 def test_a_finished_run_is_shown_as_it_ended(finished: RunDirectory) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -81,11 +82,13 @@ def test_to_the_end() -> None:
         run = the_run()
         run.put_request("save")
         assert terminal.wait() == 0
-        assert terminal.lines == [
-            f"run {run.name}: Ctrl-C saves and stops",
-            f"done: 8 steps, weights in runs/{run.name}/rlhf_512.pth",
-            f"export: dpo export {run.name}",
-        ]
+        first, *rest = terminal.lines
+        assert first == f"run {run.name}: Ctrl-C saves and stops"
+        # The paths may be broken at the edge of the terminal.
+        ending = "".join(rest).replace(" ", "")
+        assert re.search(rf"done:8stepsin\d+s,weightsinruns/{run.name}/rlhf_512.pth", ending)
+        assert f"export:dpoexport{run.name}(" in ending
+        assert ending.endswith("loadedbackandcompared)")
         assert terminal.modes_now() == terminal.modes
     assert run.is_completed
     assert run.holder() is None
@@ -194,7 +197,7 @@ def test_a_panel_that_crashes_is_dropped_and_the_end_is_printed() -> None:
     arguments = (worker, "train", "mine.toml")
     with Terminal(crash + DPO, *arguments, cwd=Path.cwd()) as terminal:
         assert terminal.wait() == 0
-        assert terminal.lines[-1] == f"export: dpo export {the_run().name}"
+        assert terminal.lines[-1].startswith(f"export: dpo export {the_run().name}  (")
         assert terminal.modes_now() == terminal.modes
     log = the_run().launcher_log_path.read_text()
     assert "The panel failed and was dropped; training continues." in log
@@ -214,5 +217,5 @@ def test_plain_lines_where_they_are_wanted(options: list[str], changes: dict[str
     with train(TRAINS + "complete()", *options, **changes) as terminal:
         assert terminal.wait() == 0
         assert "\x1b[?1049h" not in terminal.raw
-        assert terminal.lines[-1] == f"export: dpo export {the_run().name}"
+        assert terminal.lines[-1].startswith(f"export: dpo export {the_run().name}  (")
     assert not the_run().launcher_log_path.exists()

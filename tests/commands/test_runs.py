@@ -73,7 +73,7 @@ def test_train_to_the_end(dpo: Cli, worker: Worker) -> None:
     [run] = find_runs(Path("runs"))
     assert (code, err) == (0, "")
     assert out.splitlines()[0] == f"run {run.name}: Ctrl-C saves and stops"
-    assert out.splitlines()[-1] == f"export: dpo export {run.name}"
+    assert out.splitlines()[-1].startswith(f"export: dpo export {run.name}  (")
     assert run.profile_name == "first"
     assert "epochs = 3" in run.read_profile()
     assert run.holder() is None

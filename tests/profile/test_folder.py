@@ -96,7 +96,7 @@ def test_tokenizers_in_other_files(
         check_tokenizer("model.tokenizer", model)
     assert f"{what}, but no tokenizer.json; convert it: python -c" in caught.value.message
     with pytest.raises(DpoError) as failed:  # through dpo eval and dpo chat
-        tokenizer_of([find_model(str(model), tmp_path)], None)
+        tokenizer_of([find_model(str(model), tmp_path)], None, tmp_path)
     assert what in failed.value.message
     assert "AutoTokenizer.from_pretrained" in failed.value.remedy
 

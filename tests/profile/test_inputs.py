@@ -160,7 +160,8 @@ class TestWeights:
     def test_a_missing_one_gets_a_suggestion(self, complain: Complain) -> None:
         for name in ("full_sft_521.pth", "full_sft_521"):
             assert complain(f"model.weights={name}") == [
-                f"--set  model.weights: out/{name} does not exist; did you mean full_sft_512.pth?"
+                f"--set  model.weights: out/{name} does not exist;"
+                f" did you mean out/full_sft_512.pth?"
             ]
 
     def test_a_name_for_two_files(self, complain: Complain, folder: Path) -> None:

@@ -103,6 +103,11 @@ def test_every_kind_of_model_gets_the_same_guarded_loss(folder: Path, kind: str)
     assert values["eval.num_samples"] == doctrine.SAMPLES
 
 
+@pytest.mark.parametrize(("rows", "interval"), [(60, 1), (4349, 10)])
+def test_a_short_run_logs_every_step(folder: Path, rows: int, interval: int) -> None:
+    assert draft_of(folder, "dense", SMALL, rows).values["train.log_interval"] == interval
+
+
 def test_the_arithmetic_is_written_down(folder: Path) -> None:
     draft = draft_of(folder, "dense", SMALL, 4349)
     note = "\n".join(draft.notes["train.learning_rate"])

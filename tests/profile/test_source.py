@@ -36,6 +36,8 @@ class TestFind:
             "no profile profiles/nigth.toml; did you mean profiles/night.toml?"
         )
         assert "dense, " in caught.value.remedy
+        with pytest.raises(UsageError, match=r"; did you mean profiles/night\.toml\?"):
+            find_profile(Path("profile/night.toml"), "profile/night.toml")
         with pytest.raises(UsageError, match=r"^no profile dens; did you mean dense\?\n"):
             find_profile(Path("dens"), "dens")
         with pytest.raises(UsageError, match=r"^no profile qqq\n"):

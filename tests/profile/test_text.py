@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_cli.profile.text import did_you_mean, show_path, show_value
+from dpo_cli.profile.text import did_you_mean, near_path, show_path, show_value
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,27 @@ def test_did_you_mean() -> None:
     )
     assert did_you_mean("bta", ["beta"], str.upper) == "; did you mean BETA?"
     assert did_you_mean("zzz", ["beta"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "near"),
+    [
+        ("dataset/dpo.json", "dataset/dpo.jsonl"),
+        ("datasets/dpoo.jsonl", "dataset/dpo.jsonl"),
+        ("profile/my-run.toml", "profiles/my-run.toml"),
+        ("./datase", "dataset"),
+        ("dataset/zzz", ""),
+        ("zzz/dpo.jsonl", ""),
+        ("dataset/dpo.jsonl/x", ""),
+        ("a\0b", ""),
+    ],
+)
+def test_near_paths_have_their_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, typed: str, near: str
+) -> None:
+    for name in ("dataset/dpo.jsonl", "profiles/my-run.toml"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    monkeypatch.chdir(folder)
+    hint = f"; did you mean {near}?" if near else ""
+    assert near_path(Path(typed)) == near_path(folder / typed) == hint

@@ -16,7 +16,7 @@ from dpo_cli.errors import DpoError, ExitCode, NoSpaceError, UsageError
 from dpo_cli.run import directory, plan
 from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.disk import explain_disk_errors, is_no_space
-from dpo_cli.run.lookup import find_run, find_runs
+from dpo_cli.run.lookup import find_run, find_runs, find_saved_run
 from tests.support.story import PLAN
 
 
@@ -149,6 +149,22 @@ def root(tmp_path: Path) -> Path:
 )
 def test_found_by_name_profile_or_prefix(root: Path, query: str | None, found: str) -> None:
     assert find_run(root, query).name == found
+
+
+@pytest.mark.parametrize("query", [None, "dense"])
+def test_newer_runs_without_weights_are_passed_over(root: Path, query: str | None) -> None:
+    said: list[str] = []
+    with_weights, without = "dense-20260101-100000-0000", "dense-20260102-100000-0000"
+    newest = find_run(root, query).name
+    assert find_saved_run(root, query, said.append).name == newest  # no run has weights
+    (root / with_weights / "checkpoints/step-00000004").mkdir(parents=True)
+    (root / with_weights / "plan.json").touch()
+    assert not said
+    assert find_saved_run(root, query, said.append).name == with_weights
+    assert said == [f"{newest} has saved nothing yet; this is {with_weights}"]
+    # A run that was named itself is the one that is meant.
+    assert find_saved_run(root, without, said.append).name == without
+    assert len(said) == 1
 
 
 def test_found_by_path(root: Path) -> None:

@@ -10,17 +10,20 @@ from dpo_cli.run.events import (
     EVALUATION,
     Alert,
     Completed,
+    Evaluated,
     Event,
     Failed,
+    Planned,
     Progress,
     Resumed,
+    Sampled,
     Saved,
     Stopped,
     WorkerEnded,
     WorkerStarted,
 )
 from dpo_cli.run.view import RECENT_STEPS, RunState, RunView
-from tests.support import story
+from tests.support import made_events, story
 
 STARTED = WorkerStarted(pid=8, device="cpu", device_name="", dtype="float32", versions={})
 
@@ -106,7 +109,8 @@ def test_elapsed_counts_all_starts_and_no_pauses() -> None:
 def test_time_left_falls_between_events() -> None:
     view = seen(*story.preparation(), *story.training(0, 100))
     left = view.seconds_left(view.time)
-    assert left == pytest.approx(300 * story.STEP_SECONDS)
+    last_evaluation = story.evaluated(400).seconds  # type: ignore[attr-defined]
+    assert left == pytest.approx(300 * story.STEP_SECONDS + last_evaluation)
     assert view.seconds_left(view.time + 5) == pytest.approx(left - 5)
     assert view.seconds_left(view.time + 1e9) == 0
     assert seen(*story.preparation()).seconds_left(0) is None
@@ -164,7 +168,35 @@ def test_a_resume_removes_lost_steps() -> None:
     # The mean is over the last valid steps, of any worker.
     assert [step.step for step in view.recent] == [92, 94, 96, 98, 100, 102][-len(view.recent) :]
     assert len(view.recent) == RECENT_STEPS - 15 + 1
-    assert view.seconds_left(view.time) == pytest.approx(298 * 1.4)
+    last_evaluation = story.evaluated(400).seconds  # type: ignore[attr-defined]
+    assert view.seconds_left(view.time) == pytest.approx(298 * 1.4 + last_evaluation)
+
+
+def test_time_left_counts_evaluations_apart_from_steps() -> None:
+    settings = {**story.PLAN.settings, "eval": {"interval": 150}}
+    plan = dataclasses.replace(story.PLAN, settings=settings)  # of 400 micro-batches
+    evaluation = {"metrics": {}, "pairs": 20, "seconds": 30.0}
+    events: list[Event] = [Planned(plan=plan), STARTED]
+    for step in (1, 2, 3, 4):
+        seconds = step + (40.0 if step > 2 else 0.0)  # a step a second, and 40 s for an evaluation
+        events.append(made_events.step_done(step, elapsed_seconds=seconds))
+        if step == 2:
+            events.append(Evaluated(step=2, optimizer_step=2, **evaluation))  # type: ignore[arg-type]
+            events.append(Sampled(step=2, optimizer_step=2, samples=(), seconds=10.0))
+    view = seen(*events)
+    # Evaluations after steps 150, 300 and 400.
+    assert view.seconds_left(view.time) == pytest.approx(396 + 3 * 40)
+    view.take(Progress(phase=EVALUATION, done=5, total=20, unit="pairs"))
+    assert view.seconds_left(view.time) == pytest.approx(396 + 3.75 * 40)
+
+
+def test_the_last_evaluation_is_after_the_last_step() -> None:
+    view = seen(*story.preparation(), *story.training(0, 398), story.step_done(400))
+    assert view.is_at_the_end
+    assert view.state is RunState.EVALUATING
+    assert view.seconds_left(view.time) == pytest.approx(story.evaluated(400).seconds)  # type: ignore[attr-defined]
+    view.take(story.evaluated(400))
+    assert view.seconds_left(view.time) == 0
 
 
 def test_memory_is_bounded() -> None:

@@ -17,9 +17,11 @@ from rich.style import Style
 from rich.terminal_theme import DEFAULT_TERMINAL_THEME, DIMMED_MONOKAI, SVG_EXPORT_THEME
 
 from dpo_cli.run.events import (
+    EVALUATION,
     Event,
     Failed,
     Planned,
+    Progress,
     RankEnded,
     Resumed,
     Stopped,
@@ -129,10 +131,25 @@ def test_an_alert_from_before_a_resume_has_its_time() -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
-def test_ranking_is_explained_beside_accuracy(width: int, height: int) -> None:
+def test_ranking_and_accuracy_are_explained_together(width: int, height: int) -> None:
     text = drawn(dashboard(SCENES["middle"]), width, height)
-    assert "ranking: chosen is more probable" in text
+    assert ("ranking: chosen is more probable" in text) == (height > 24)
     assert ("accuracy: chosen gained more" in text) == (height > 24)
+
+
+def test_an_evaluation_between_steps_shows_its_progress() -> None:
+    evaluating = Progress(phase=EVALUATION, done=8, total=20, unit="pairs")
+    lines = drawn(dashboard([*SCENES["middle"], evaluating]), 80, 24).splitlines()
+    assert lines[1].startswith("micro-step 170/400 ")
+    assert lines[2].startswith("evaluation 8/20 pairs ")
+    assert "40 %" in lines[2]
+
+
+def test_the_end_names_what_is_left() -> None:
+    steps = [*story.preparation(), *story.training(0, 398), story.step_done(400)]
+    assert drawn(dashboard(steps), 80, 24).splitlines()[1].endswith("100 %   last evaluation")
+    evaluated = dashboard([*steps, story.evaluated(400)])
+    assert drawn(evaluated, 80, 24).splitlines()[1].endswith("100 %            saving")
 
 
 def test_snapshot_of_the_help() -> None:

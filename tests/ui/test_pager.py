@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 from rich.padding import Padding
 
-from dpo_cli.ui.terminal.pager import page
+from dpo_cli.ui.terminal.pager import page, pages_with_less
 from tests.support.terminal import Terminal
 
 SCRIPT = """
@@ -54,3 +55,12 @@ def test_on_a_pipe_lines_have_no_trailing_spaces() -> None:
     file = io.StringIO()
     page(Console(file=file, width=20), "title", [Padding("page", (0, 0, 0, 2))])
     assert file.getvalue() == "title\n  page\n"
+
+
+@pytest.mark.parametrize(("pager", "is_less"), [("", True), ("less -S", True), ("most", False)])
+def test_only_less_has_the_keys_that_a_title_names(
+    monkeypatch: pytest.MonkeyPatch, pager: str, is_less: bool
+) -> None:
+    monkeypatch.setenv("PAGER", pager)
+    assert pages_with_less(Console(file=io.StringIO(), force_terminal=True)) == is_less
+    assert not pages_with_less(Console(file=io.StringIO(), force_terminal=False))

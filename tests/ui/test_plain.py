@@ -59,7 +59,7 @@ PLAN = dataclasses.replace(
 
 def shown(*events: Event, quiet: bool = False, width: int = 80) -> list[str]:
     """Return the lines that a report prints on a pipe of `width` columns."""
-    console = Console(file=io.StringIO(), width=width)
+    console = Console(file=io.StringIO(), width=width, soft_wrap=True)
     report = PlainReport(console, NAME, Path("runs", NAME), quiet=quiet)
     for event in events:
         report(event)
@@ -201,8 +201,8 @@ def test_evaluations_saves_and_ends() -> None:
         f"resume: dpo resume {NAME}",
         "terminated before the first step",
         f"resume: dpo resume {NAME}",
-        f"done: 84 steps, weights in runs/{NAME}/rlhf_512.pth",
-        f"export: dpo export {NAME}",
+        f"done: 84 steps in 0s, weights in runs/{NAME}/rlhf_512.pth",
+        f"export: dpo export {NAME}  (loaded back and compared)",
     ]
 
 
@@ -298,8 +298,8 @@ def test_quiet_shows_alerts_and_the_end_only() -> None:
     ) == [
         "warning: far from the reference [1/2]",
         "   help: stop earlier",
-        f"done: 1 step, weights in runs/{NAME}/w",
-        f"export: dpo export {NAME}",
+        f"done: 1 step in 9s, weights in runs/{NAME}/w",
+        f"export: dpo export {NAME}  (loaded back and compared)",
     ]
 
 
@@ -319,10 +319,10 @@ def test_no_color_on_a_pipe_or_if_not_wanted() -> None:
 
 def test_a_run_that_got_worse_ends_with_a_red_line() -> None:
     assert shown(*judged_runs.WORSE, quiet=True) == [
-        f"done: 15 steps, weights in runs/{NAME}/w",
+        f"done: 15 steps in 0s, weights in runs/{NAME}/w",
         "worse: the loss of 6 held-out pairs rose from 0.6931 to 0.7200",
         "   help: Set train.learning_rate = 5e-6, as dpo init proposes.",
-        f"export: dpo export {NAME} --best  (step 6)",
+        f"export: dpo export {NAME} --best  (step 6)  (loaded back and compared)",
     ]
     console = Console(file=io.StringIO(), force_terminal=True, width=200)
     report = PlainReport(console, NAME, Path("runs", NAME), quiet=True)
@@ -368,6 +368,6 @@ def test_the_last_lines_explain_both_accuracies_in_80_columns() -> None:
     ending = ending_lines(view, "plain", Path("runs/plain"), None)
     lines = "\n".join(line.plain for line in ending)
     about = lines[lines.index("held-out: ") :].splitlines()[:4]
-    assert about[1].startswith("          accuracy 0.82, ranking 0.52 -> 0.72, in ")
+    assert about[1] == ("          accuracy 0.82, ranking 0.52 -> 0.72")
     assert [line.partition(":")[0].strip() for line in about[2:]] == ["accuracy", "ranking"]
     assert max(map(len, about)) <= 80

@@ -44,6 +44,17 @@ class SafeConsole(Console):
             super().__exit__(kind, error, trace)
 
 
+def line_console(*, stderr: bool = False) -> SafeConsole:
+    """Return a console on standard output, or error, for lines of text.
+
+    At the edge of a terminal, lines break between words; elsewhere they are not broken, so that
+    programs read whole lines.
+    """
+    console = SafeConsole(stderr=stderr, highlight=False, markup=False, emoji=False)
+    console.soft_wrap = not console.file.isatty()  # rich takes FORCE_COLOR for a terminal
+    return console
+
+
 def echo(text: object = "", *, end: str = "\n") -> None:
     """Print a text on standard output without unsafe characters."""
     with naming(stream_name(sys.stdout)):

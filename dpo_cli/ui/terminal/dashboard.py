@@ -15,6 +15,7 @@ from rich.text import Text
 
 from dpo_cli.formatting import format_duration, format_percent, format_progress
 from dpo_cli.printable import one_line
+from dpo_cli.run.events import Progress
 from dpo_cli.run.verdict import verdict_of
 from dpo_cli.run.view import RunState, RunView
 from dpo_cli.shell import dpo_command
@@ -150,17 +151,18 @@ class Dashboard:
             share = phase.done / phase.total if phase.total else 0.0
             done = f"{phase.done:,} of {phase.total:,} {phase.unit}"
             return [_progress_line(phase.phase, share, elapsed, width), Text(done, style="dim")]
-        left = view.seconds_left(now)
         per_epoch = view.plan.steps.micro_batches_per_epoch
         epoch = max(1, -(-view.step // per_epoch))
         return [
             _progress_line(
                 f"{step_name(view.plan)} {format_progress(view.step, view.total_steps)}",
                 view.step / view.total_steps,
-                f"{format_duration(left)} left" if left is not None else "",
+                _time_left(view, now),
                 width,
             ),
-            _progress_line(
+            _evaluation_line(view.phase, elapsed, width)
+            if view.phase
+            else _progress_line(
                 f"epoch {epoch}/{view.plan.setting('train.epochs')}",
                 (view.step - (epoch - 1) * per_epoch) / per_epoch,
                 elapsed,
@@ -265,6 +267,21 @@ class Dashboard:
             case _:
                 return Text()
         return Text.assemble((f"{command}: ", "dim"), dpo_command(command, self.designation))
+
+
+def _time_left(view: RunView, now: float) -> str:
+    """Return the time left or, after the last step, what the run still does."""
+    if view.is_at_the_end and view.ending is None:
+        return "last evaluation" if view.state is RunState.EVALUATING else "saving"
+    left = view.seconds_left(now)
+    return f"{format_duration(left)} left" if left is not None else ""
+
+
+def _evaluation_line(phase: Progress, elapsed: str, width: int) -> Text:
+    """Return the progress of an evaluation between two steps."""
+    share = phase.done / phase.total if phase.total else 0.0
+    label = f"{phase.phase} {format_progress(phase.done, phase.total)} {phase.unit}"
+    return _progress_line(label, share, elapsed, width)
 
 
 def _progress_line(label: str, share: float, remark: str, width: int) -> Text:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from dpo_cli.formatting import format_duration, format_number
+from dpo_cli.formatting import format_number
 from dpo_cli.paired import MeanEstimate
 from dpo_cli.run.events import ACCURACY, RANKING, Completed, Failed, Stopped, WorkerEnded
 from dpo_cli.run.exit_reason import exit_text, rank_ending
@@ -56,8 +56,7 @@ def held_out_lines(view: RunView, loss_change: MeanEstimate | None) -> list[Text
     return [
         Text(
             f"held-out{where}: loss {before['loss']:.4f} -> {after['loss']:.4f}{by}\n"
-            f"          accuracy {earlier}{format_number(after.get(ACCURACY), '.2f')}{ranking}, "
-            f"in {format_duration(view.elapsed_seconds(view.time))}"
+            f"          accuracy {earlier}{format_number(after.get(ACCURACY), '.2f')}{ranking}"
         ),
         *(Text(f"  {meaning}", "dim") for meaning in meanings),
     ]

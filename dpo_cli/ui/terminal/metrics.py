@@ -67,9 +67,9 @@ def metrics_table(view: RunView, width: int) -> Block:
 
 
 def metrics_notes(lines: int) -> Block:
-    """Return a legend of the two accuracies for a gap of this many lines, the rest empty."""
-    notes = [_RANKING_NOTE, _ACCURACY_NOTE][:lines]
-    return [*(Text(note, "dim") for note in reversed(notes)), *([Text()] * (lines - len(notes)))]
+    """Return a gap of this many lines, with a legend of the two accuracies if both notes fit."""
+    notes = [_ACCURACY_NOTE, _RANKING_NOTE] if lines > 1 else []
+    return [*(Text(note, "dim") for note in notes), *([Text()] * (lines - len(notes)))]
 
 
 def with_missing(metrics: Mapping[str, float]) -> Mapping[str, float]:

@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 from collections.abc import Iterable
+from pathlib import Path
 from typing import IO
 
 from rich.console import Console, RenderableType
@@ -50,12 +51,22 @@ def page(console: Console, title: str, pages: Iterable[RenderableType]) -> None:
         signal.signal(signal.SIGINT, previous_handler)
 
 
+def pages_with_less(console: Console) -> bool:
+    """Return True if `page` shows its pages in `less`, whose keys a title can name."""
+    return console.is_terminal and Path(_command()[0]).name == _PAGER
+
+
+def _command() -> list[str]:
+    # PAGER may contain only spaces.
+    return shlex.split(os.environ.get("PAGER") or "") or [_PAGER]
+
+
 def _start_pager() -> subprocess.Popen[bytes] | None:
-    command = shlex.split(os.environ.get("PAGER") or _PAGER)
+    command = _command()
     options = {"LESS": os.environ.get("LESS", _LESS)}
     try:
         return start_child(command, stdin=subprocess.PIPE, changes=options, own_session=False)
-    except (OSError, IndexError):  # not installed, or PAGER contains only spaces
+    except OSError:  # not installed
         return None
 
 

@@ -146,7 +146,7 @@ class PlainReport:
     def _print(self, lines: Iterable[Text], *, always: bool = False) -> None:
         if always or not self._quiet:
             for line in lines:
-                self._console.print(line, soft_wrap=True)
+                self._console.print(line)
 
 
 class _Phase:

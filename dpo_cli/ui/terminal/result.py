@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rich.text import Text
 
-from dpo_cli.formatting import format_count
+from dpo_cli.formatting import format_count, format_duration
+from dpo_cli.profile.text import show_path
 from dpo_cli.run.events import Completed, Stopped
 from dpo_cli.run.verdict import is_best_earlier, verdict_of
 from dpo_cli.run.view import RunView
@@ -30,13 +31,14 @@ def completed_lines(
     return [
         Text.assemble(
             ("done", "bold green"),
-            f": {format_count(event.optimizer_step, 'step')}, "
+            f": {format_count(event.optimizer_step, 'step')}"
+            f" in {format_duration(view.elapsed_seconds(view.time))}, "
             f"weights in {directory / event.weights}",
         ),
         *([Text(f"      {event.reason}")] if event.reason else []),
         *verdict_lines(view),
         *sample_lines(view, designation),
-        export_line(view, designation),
+        export_line(view, designation).append(_export_adds(view), "dim"),
     ]
 
 
@@ -65,6 +67,13 @@ def export_line(view: RunView, designation: str) -> Text:
     assert view.best is not None
     line = _command("export", dpo_command("export", designation, "--best"))
     return line.append(f"  (step {view.best.optimizer_step:,})", "dim")
+
+
+def _export_adds(view: RunView) -> str:
+    """Return what the export adds to the weights in the run directory, which has the same name."""
+    out_dir = view.plan.setting("model.out_dir") if view.plan else None
+    place = f"to {show_path(Path(out_dir))}/, " if out_dir else ""
+    return f"  ({place}loaded back and compared)"
 
 
 def _command(purpose: str, command: str) -> Text:

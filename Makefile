@@ -13,7 +13,7 @@ BENCH_INPUTS = $(SHARED)/checkpoints/full_sft_512.pth $(SHARED)/tokenizer/minimi
 # that two cores bear four processes.
 TEST_JOBS ?= 4
 
-.PHONY: setup demo dist test pytest test-cpu quick storm fuzz bench bench-gpu bench-scaling lint format clean
+.PHONY: setup demo dist docs test pytest test-cpu quick storm fuzz bench bench-gpu bench-scaling lint format clean
 
 setup: $(READY)
 
@@ -37,6 +37,13 @@ dist: $(DIST)/ready
 	mkdir $(DIST)/try/folder
 	cd $(DIST)/try/folder && ../bin/dpo --help > help.txt && ../bin/dpo --version --verbose && ../bin/dpo demo
 	rm -rf $(DIST)/try
+
+# The documentation site in English, and below it in Chinese, as files: site/index.html. A broken link
+# or a page that the navigation lacks is an error.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(READY)
+	$(BIN)/python -m mkdocs build -f website/mkdocs.yml
+	$(BIN)/python -m mkdocs build -f website/mkdocs.zh-CN.yml
 
 $(DIST)/ready:
 	$(PYTHON) -m venv $(DIST)
@@ -99,4 +106,4 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(DIST) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DIST) site .mypy_cache .pytest_cache .ruff_cache

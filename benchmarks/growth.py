@@ -4,9 +4,9 @@
     python benchmarks/growth.py runs/demo-... ../shared/data/dpo_judged_train.jsonl \\
         --json benchmarks/growth.json
 
-The long runs are copies of a finished run, with 100,000 training steps made of its own. The pairs
-are those of a file in MiniMind's format, repeated, with a number before each text. Each command is
-a process of its own; its memory is the most that it holds (resident set).
+The long runs are copies of a finished run, whose training steps are repeated to 100,000. The pairs
+are those of a file in MiniMind's format, repeated, with a number before each text. Each command
+runs in its own process; memory is the peak of the resident set.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rows import numbered
+from rows import numbered_lines
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DPO = [sys.executable, "-P", "-m", "dpo_cli"]
@@ -93,7 +93,7 @@ def many_rows(data: Path, folder: Path, rows: int) -> Iterator[tuple[str, dict[s
     """Measure `dpo data` on a large file, with and without its tokens in the cache."""
     path = folder / "pairs.jsonl"
     with path.open("w", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in itertools.islice(numbered(data, rows), rows))
+        file.writelines(f"{line}\n" for line in numbered_lines(data, rows))
     profile = folder / "large.toml"
     demo = (REPOSITORY / "profiles/demo.toml").read_text(encoding="utf-8")
     profile.write_text(demo.replace("../demo/", f"{REPOSITORY}/demo/"), encoding="utf-8")
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="pairs in MiniMind's format")
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--rows", type=int, default=300_000)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     figures = {}

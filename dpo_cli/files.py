@@ -28,6 +28,11 @@ _CACHE_ENTRY = re.compile(r"\.?[0-9a-f]{64}")
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}\.tmp")
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path with ~ or ~USER replaced by the home directory, if there is such a user."""
+    return Path(os.path.expanduser(path))  # Path.expanduser raises if there is none
+
+
 def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading.
 

@@ -180,6 +180,13 @@ def test_the_mathematics_depends_on_tensors_only() -> None:
         assert roots <= allowed | {"dpo_cli"}
 
 
+def test_paths_with_a_tilde_are_expanded_in_one_way() -> None:
+    """Path.expanduser raises for an unknown user; `files.expanded` leaves the path as it is."""
+    assert not [
+        name_of(path) for path in modules() if ".expanduser()" in path.read_text(encoding="utf-8")
+    ]
+
+
 def test_one_module_reads_foreign_weights() -> None:
     """Only `weight_files` unpickles, because it reads weights from other programs."""
     for path in modules():

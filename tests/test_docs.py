@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import tomllib
 from pathlib import Path
@@ -182,3 +183,40 @@ def test_make_targets_exist() -> None:
         named = re.findall(r"`make ([a-z-]+)`", page.read_text(encoding="utf-8"))
         named += [line.split()[1] for line in shell_lines(page) if line.startswith("make ")]
         assert set(named) <= targets, page.name
+
+
+def test_scripts_on_the_pages_exist_and_have_their_options() -> None:
+    found = 0
+    for page in PAGES:
+        for line in shell_lines(page):
+            words = line.split()
+            if words[0] == "python" and words[1].startswith(("benchmarks/", "examples/")):
+                text = (REPOSITORY / words[1]).read_text(encoding="utf-8")
+                options = {word.split("=")[0] for word in words[2:] if word.startswith("--")}
+                assert not [each for each in options if f'"{each}"' not in text], line
+                found += 1
+    assert found > 5
+
+
+def test_profiles_on_the_pages_are_valid() -> None:
+    """Each has keys of the schema, with values that it accepts."""
+    required: dict[str, Any] = {"data": {"data_path": "pairs.jsonl"}}
+    found = 0
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for block in re.findall(r"^```toml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            for table, values in tomllib.loads(block).items():
+                if table != "extends":
+                    TABLES[table].model_validate({**required.get(table, {}), **values})
+                    found += 1
+    assert found > 10
+
+
+def test_losses_by_margin() -> None:
+    """The table of flat-loss.md: -log sigmoid(beta * margin * tokens)."""
+    page = (REPOSITORY / "docs/flat-loss.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d\S*) \| (\d\S*) \| (\d\S*) \| (\d\S*) \|$", page, re.MULTILINE)
+    assert len(rows) == 4
+    for margin, *losses in rows:
+        scales = (0.1, 5, 0.1 * 200)
+        assert losses == [f"{math.log1p(math.exp(-s * float(margin))):.4f}" for s in scales]

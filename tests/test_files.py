@@ -15,6 +15,7 @@ from dpo_cli import app
 from dpo_cli.commands.console import write_output
 from dpo_cli.errors import DpoError, NoSpaceError
 from dpo_cli.files import (
+    expanded,
     glob_inside,
     is_special,
     open_for_appending,
@@ -67,6 +68,12 @@ def test_files_links_and_free_names_are_not_special(tmp_path: Path) -> None:
     (tmp_path / "dangling").symlink_to("nowhere")
     for name in ("file", "link", "dangling", "free", "."):
         assert not is_special(tmp_path / name)
+
+
+def test_the_home_of_an_unknown_user_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert expanded("~/out") == Path("/home/me/out")
+    assert expanded("~no-such-user/out") == Path("~no-such-user/out")
 
 
 def test_a_glob_stays_inside(tmp_path: Path) -> None:

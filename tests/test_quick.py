@@ -16,6 +16,7 @@ TESTS = {
     "tests/ui/test_panel.py": "",
     "tests/faults/test_kills.py": "from tests.support import workers",
     "tests/test_intervals.py": "",
+    "tests/test_website.py": "",
 }
 
 
@@ -38,7 +39,8 @@ TESTS = {
         ("tests/ui/snapshots/x.txt", {"tests/ui/test_panel.py"}),
         ("dpo_cli/errors.py", set()),
         ("README.md", set()),
-        ("docs/data.md", set()),
+        ("docs/data.md", {"tests/test_website.py"}),
+        ("website/theme/stylesheets/site.css", {"tests/test_website.py"}),
         ("tests/training/test_deleted.py", {"tests/training/test_state.py"}),
     ],
 )

@@ -18,7 +18,7 @@ PACKAGE = REPOSITORY / "dpo_cli"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = [
     path
-    for folder in ("benchmarks", "demo", "examples", "tests")
+    for folder in ("benchmarks", "demo", "examples", "tests", "website")
     for path in sorted((REPOSITORY / folder).rglob("*.py"))
 ]
 PAGES = sorted(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from dpo_cli.api.arguments import Settings, as_overrides, require_choice
 from dpo_cli.errors import UsageError
 from dpo_cli.export.gguf.quantizations import parse_quantizations
+from dpo_cli.files import expanded
 from dpo_cli.run.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def export_as(
     require_choice("format", format, ("pth", "hf", "peft", "gguf"))
     require_choice("dtype", dtype, ("float16", "bfloat16", "float32"))
     require_choice("rounding", rounding, ("nearest", "stochastic"))
-    path = None if to is None else Path(to).expanduser()
+    path = None if to is None else expanded(to)
     overrides = as_overrides(settings)
     if format == "gguf":
         formats = parse_quantizations(quantization)

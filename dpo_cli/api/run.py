@@ -16,6 +16,7 @@ from dpo_cli.api.display import Display
 from dpo_cli.api.evaluation import evaluate_named
 from dpo_cli.api.exporting import export_as
 from dpo_cli.errors import DpoError, ExitCode
+from dpo_cli.files import expanded
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Event, EventReader, history
 from dpo_cli.run.models import NamedModel
@@ -355,7 +356,7 @@ class Run:
         return push_run(
             self.directory,
             repository,
-            None if source is None else Path(source).expanduser(),
+            None if source is None else expanded(source),
             is_public=public,
             overrides=as_overrides(settings),
         )

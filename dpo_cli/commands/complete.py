@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 
+from dpo_cli.files import expanded
 from dpo_cli.printable import one_line
 from dpo_cli.profile.source import shipped_profiles
 from dpo_cli.run.directory import runs_root
@@ -42,7 +43,7 @@ def _offered(names: Iterable[str], incomplete: str) -> list[str]:
 def _files(incomplete: str, *patterns: str) -> Iterator[str]:
     """Yield paths that begin as the user typed them: ./x stays ./x."""
     typed = incomplete[: incomplete.rfind("/") + 1]
-    folder = Path(typed).expanduser()
+    folder = expanded(typed)
     for pattern in patterns:
         for path in sorted(folder.glob(pattern)):
             if path.name != "pyproject.toml" and not path.parent.name.startswith("."):

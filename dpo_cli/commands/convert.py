@@ -13,6 +13,7 @@ from dpo_cli.data.convert import Converted, convert_source, destination
 from dpo_cli.data.row_writers import Layout
 from dpo_cli.data.sources import Source
 from dpo_cli.errors import UsageError
+from dpo_cli.files import expanded
 from dpo_cli.formatting import format_count
 from dpo_cli.hub.download import is_on_hub
 from dpo_cli.profile.inputs import check_pairs
@@ -78,7 +79,7 @@ def _profile(data: list[Path], settings: list[str]) -> Profile:
             raise UsageError(
                 f"--set {setting}: not used in a conversion", f"Set {' or '.join(_KEYS)}."
             )
-    paths = [path if is_on_hub(path) else path.expanduser().absolute() for path in data]
+    paths = [path if is_on_hub(path) else expanded(path).absolute() for path in data]
     return profile_from_values({"data.data_path": paths}, settings)
 
 

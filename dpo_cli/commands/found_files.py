@@ -14,7 +14,7 @@ from dpo_cli.commands.questions import ask_download, ask_which, is_interactive, 
 from dpo_cli.data.compression import MissingExtraError
 from dpo_cli.data.sources import looks_like_pairs
 from dpo_cli.errors import DpoError, UsageError
-from dpo_cli.files import pair_files
+from dpo_cli.files import expanded, pair_files
 from dpo_cli.hub.datasets import fetch_data, find_data
 from dpo_cli.hub.download import is_on_hub
 from dpo_cli.profile import folder
@@ -197,7 +197,7 @@ def _named_model(name: str | None, is_pairs: _PairTest) -> FoundFiles:
     """
     if name is None or is_on_hub(name):
         return FoundFiles()
-    path = Path(name).expanduser().absolute()
+    path = expanded(name).absolute()
     if path.is_file() and path.suffix in _WEIGHTS:
         return FoundFiles(models=(path,))
     if is_whole_model(path):
@@ -223,7 +223,7 @@ def _named_pairs(path: Path, is_pairs: _PairTest) -> tuple[Path, ...]:
     """
     if is_on_hub(path):
         return (path,)
-    named = path.expanduser().absolute()
+    named = expanded(path).absolute()
     if named.is_file() or (named.is_dir() and any(map(is_pairs, pair_files(named)))):
         return (named,)
     if not named.exists():
@@ -271,7 +271,7 @@ def _tokenizers(wanted: Wanted, model: Path | None, found: Sequence[Path]) -> li
         UsageError: the named folder is no tokenizer.
     """
     if wanted.tokenizer is not None:
-        path = wanted.tokenizer.expanduser().absolute()
+        path = expanded(wanted.tokenizer).absolute()
         if missing := [name for name in folder.TOKENIZER if not (path / name).is_file()]:
             raise UsageError(
                 f"--tokenizer {wanted.tokenizer} has no {missing[0]}",

@@ -54,7 +54,7 @@ def help_page(ctx: Any) -> str:
     parts = [_wrapped(each, width) for each in text]
     parts.append([f"{_heading('Usage:')} {usage(ctx)}"])
     arguments = [p for p in command.params if p.param_type_name == "argument"]
-    parts.append(_section("Arguments", [(_metavar(p), _about(p)) for p in arguments], width))
+    parts.append(_section("Arguments", [(metavar(p), _about(p)) for p in arguments], width))
     if hasattr(command, "list_commands"):
         children = [(n, command.get_command(ctx, n)) for n in command.list_commands(ctx)]
         rows = [(name, _first_sentence(child.help or "")) for name, child in children]
@@ -73,10 +73,10 @@ def usage(ctx: Any) -> str:
         return " ".join([*words, "COMMAND"])
     for parameter in command.params:
         if parameter.param_type_name == "argument":
-            name = _metavar(parameter)
+            name = metavar(parameter)
             words.append(name if parameter.required else f"[{name}]")
         elif parameter.required:
-            words.append(f"{parameter.opts[0]} {_metavar(parameter)}")
+            words.append(f"{parameter.opts[0]} {metavar(parameter)}")
     return " ".join([*words, "[OPTIONS]"])
 
 
@@ -89,7 +89,8 @@ def command_path(ctx: Any) -> str:
     return " ".join(["dpo", *words])
 
 
-def _metavar(parameter: Any) -> str:
+def metavar(parameter: Any) -> str:
+    """Return the name of an argument, or of the value of an option."""
     return parameter.metavar or str(parameter.name).upper()
 
 
@@ -98,19 +99,26 @@ def _option(parameter: Any) -> str:
     long = [name for name in [*parameter.opts, *parameter.secondary_opts] if name not in short]
     names = f"{short[0]}, " if short else "    "
     names += ", ".join(long)
-    return names if parameter.is_flag else f"{names} {_metavar(parameter)}"
+    return names if parameter.is_flag else f"{names} {metavar(parameter)}"
 
 
 def _about(parameter: Any) -> str:
     """Return the help of a parameter, with its default if it has one to show."""
     text = _plain(parameter.help or "")
+    default = shown_default(parameter)
+    return text if default is None else f"{text} [default: {default}]".strip()
+
+
+def shown_default(parameter: Any) -> object:
+    """Return the default of a parameter if help pages show it, else None."""
     default = parameter.default
     if isinstance(default, Enum):
         default = default.value
     is_shown = parameter.show_default and not parameter.required and not parameter.is_eager
-    if is_shown and default not in (None, (), []) and not isinstance(default, bool):
-        text = f"{text} [default: {default}]".strip()
-    return text
+    if not is_shown or default in ((), []) or isinstance(default, bool):
+        return None
+    result: object = default
+    return result
 
 
 def _section(title: str, rows: Sequence[tuple[str, str]], width: int) -> list[str]:

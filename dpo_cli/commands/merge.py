@@ -22,6 +22,7 @@ from dpo_cli.commands.options import (
     TokenizerOption,
 )
 from dpo_cli.errors import UsageError
+from dpo_cli.files import expanded
 from dpo_cli.formatting import format_size
 from dpo_cli.run.directory import runs_root
 from dpo_cli.run.eval_config import find_eval_config
@@ -151,7 +152,7 @@ def _destination(path: Path, *, force: bool) -> Path:
     Raises:
         UsageError: the parent directory is missing, or the path exists.
     """
-    path = path.expanduser().absolute()
+    path = expanded(path).absolute()
     if not path.parent.is_dir():
         raise UsageError(f"--to: {path.parent} does not exist", "Create the directory first.")
     if path.exists() and not force:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from importlib import metadata
 
 from dpo_cli import __version__
 from dpo_cli.errors import DpoError
+from dpo_cli.extras import packages_of_extras
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub")
+_PACKAGES = (
+    *("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub"),
+    *("numpy", "pydantic", "typer", "rich"),
+)
 
 
 def version_lines() -> list[str]:
-    """Return one line for each version, and for platform, processor, device and threads.
+    """Return one line for each version, the extras, platform, processor, device and threads.
 
     No line has a path, a host name or a user name. Loads torch.
     """
@@ -20,6 +25,7 @@ def version_lines() -> list[str]:
         "dpo": __version__,
         "python": platform.python_version(),
         **{package: _version(package) for package in _PACKAGES},
+        "extras": _installed_extras(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
         **_hardware(),
     }
@@ -32,6 +38,15 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _installed_extras() -> str:
+    """Return the installed packages of the extras, with their versions."""
+    found = []
+    for package in packages_of_extras():
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found.append(f"{package} {metadata.version(package)}")
+    return ", ".join(found) or "none"
 
 
 def _hardware() -> dict[str, str]:

@@ -15,7 +15,7 @@ from dpo_cli.data.row_writers import Layout, writer_of
 from dpo_cli.data.rows import MalformedError
 from dpo_cli.data.sources import Source
 from dpo_cli.errors import DpoError, UsageError
-from dpo_cli.files import leftovers, pair_files, would_replace, write_atomically
+from dpo_cli.files import expanded, leftovers, pair_files, would_replace, write_atomically
 from dpo_cli.hub.download import is_on_hub
 from dpo_cli.machine import lock_file
 
@@ -59,7 +59,7 @@ def destination(path: Path, source: Source, *, force: bool) -> Path:
         UsageError: the name is no JSONL file's, the folder is missing, the file exists, or it
             would be a part of the source.
     """
-    path = path.expanduser().absolute()
+    path = expanded(path).absolute()
     if path.suffix != _SUFFIX:
         raise UsageError(f"--to {path}: the file is JSONL", f"Write a name that ends in {_SUFFIX}.")
     if not path.parent.is_dir():

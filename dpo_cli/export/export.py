@@ -26,6 +26,7 @@ from dpo_cli.export.adapter_export import (
 from dpo_cli.export.model_card import MARK, ExportedWeights, model_card
 from dpo_cli.export.try_command import TryCommand, try_command
 from dpo_cli.export.update_retention import UpdateRetention, measure_update_retention
+from dpo_cli.export.usage import directory_commands
 from dpo_cli.export.verified_write import check_destination, verified_write
 from dpo_cli.files import write_text_atomically
 from dpo_cli.inference.stops import stop_problem
@@ -162,6 +163,12 @@ def export_run(
     require_free_of_inputs(destination, inputs_of_run(run, overrides), "--to")
     path = _destination(run, destination, written, force, is_adapter=export_format == "peft")
     pairs = _pairs_to_compare(profile, tokenizer)
+    # transformers reads the stop tokens of a directory from its configuration alone.
+    stop_ids = stop_ids_of(architecture, tokenizer.end_id)
+    if isinstance(written, HuggingFace):
+        stop_ids = written.stop_ids
+    stops = tuple(tokenizer.decode([id]) for id in sorted(stop_ids))
+    stop_warning = stop_problem(tokenizer, stop_ids)
     if export_format == "peft":
         with verified_adapter(path, trained.model_weights, profile) as (exported, loaded):
             differences = _logp_differences(trained.model_weights, loaded, pairs)
@@ -181,8 +188,11 @@ def export_run(
                     trained.optimizer_step,
                     retention,
                     float(differences.mean()),
+                    stops,
+                    stop_warning,
                 )
                 write_text_atomically(new / folder.CARD, model_card(run, plan, described))
+    command = None if export_format == "peft" else try_command(path, written)
     with explain_disk_errors(run.path):
         events = EventWriter(run.events_path, mend=False)
         events.append(
@@ -193,13 +203,11 @@ def export_run(
                 optimizer_step=trained.optimizer_step,
                 rounding=rounding,
                 seed=seed,
+                stops=stops,
+                commands=_commands(path, command),
             )
         )
         events.close()
-    # transformers reads the stop tokens of a directory from its configuration alone.
-    stop_ids = stop_ids_of(architecture, tokenizer.end_id)
-    if isinstance(written, HuggingFace):
-        stop_ids = written.stop_ids
     return ExportReport(
         path=path,
         dtype=dtype,
@@ -214,11 +222,19 @@ def export_run(
         max_logp_difference=float(differences.max()),
         retention=retention,
         not_compared=not_compared,
-        stop_warning=stop_problem(tokenizer, stop_ids),
-        try_command=None if export_format == "peft" else try_command(path, written),
+        stop_warning=stop_warning,
+        try_command=command,
         state=state,
         exported=exported.state,
     )
+
+
+def _commands(path: Path, command: TryCommand | None) -> dict[str, str]:
+    if command is None:
+        return {}
+    if command.is_minimind_script:
+        return {"MiniMind": command.text}
+    return directory_commands(path, command.text)
 
 
 def _retention(

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from dpo_cli import __version__
+from dpo_cli.export.try_command import try_command
 from dpo_cli.export.update_retention import UpdateRetention
+from dpo_cli.export.usage import card_section
 from dpo_cli.formatting import format_number, format_percent
 from dpo_cli.intervals import HIGH, LOW
 from dpo_cli.models.huggingface import HuggingFace
+from dpo_cli.models.minimind import MiniMind
 from dpo_cli.models.rounding import Rounding
 from dpo_cli.models.spec import Architecture, architecture_of
 from dpo_cli.profile.schema import KEYS
@@ -47,6 +51,8 @@ class ExportedWeights:
         retention: share of the update in the weights; None if it is not known.
         mean_logp_difference: mean difference of the log-probs from the training state, in nats per
             token; None if it is not known.
+        stops: texts of the tokens at which generation stops; empty if they are not known.
+        stop_warning: why answers would not end there; "" if they do.
     """
 
     architecture: Architecture
@@ -56,6 +62,8 @@ class ExportedWeights:
     optimizer_step: int
     retention: UpdateRetention | None = None
     mean_logp_difference: float | None = None
+    stops: tuple[str, ...] = ()
+    stop_warning: str = ""
 
 
 def model_card(run: RunDirectory, plan: Plan, weights: ExportedWeights) -> str:
@@ -78,6 +86,7 @@ def model_card(run: RunDirectory, plan: Plan, weights: ExportedWeights) -> str:
         "",
         f"{trained.description}: {plan.model.parameters:,} parameters in {weights.dtype}, after"
         f" {step:,} of {plan.steps.optimizer_steps:,} steps with `dpo` {__version__}.",
+        *("", "## Use", "", *_use(weights)),
         *("", "## Data", ""),
         f"{pairs.kept:,} preference pairs with at most {plan.setting('data.max_seq_len'):,} tokens"
         f" per side; {pairs.skipped_rows:,} rows skipped, {pairs.held_out:,} pairs held out.",
@@ -92,6 +101,15 @@ def model_card(run: RunDirectory, plan: Plan, weights: ExportedWeights) -> str:
         *("", f"torch {versions['torch']}, transformers {versions['transformers']}."),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _use(weights: ExportedWeights) -> Iterator[str]:
+    minimind = None
+    if isinstance(weights.architecture, MiniMind):
+        file = Path("out") / weights.architecture.file_name("rlhf")
+        command = try_command(file, weights.architecture)
+        minimind = command.text if command else "python eval_llm.py"
+    yield from card_section(weights.stops, weights.stop_warning, minimind)
 
 
 def _results(run: RunDirectory, optimizer_step: int) -> Iterator[str]:

@@ -192,6 +192,7 @@ def _card(run: RunDirectory, exported: Exported) -> str:
         rounding,
         exported.seed,
         exported.optimizer_step,
+        stops=exported.stops,
     )
     return model_card(run, plan, weights)
 

@@ -1,6 +1,7 @@
 """Models and data sets on the Hub that `dpo init` offers where a project has none.
 
-The facts are those of the model cards and pages of the Hub in 2026.
+The facts are those of the model cards and pages of the Hub in 2026. A license is named only where
+the card states it: the license of MiniMind's code is not that of its weights.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class KnownModel:
     Attributes:
         name: "hf:ORG/NAME".
         parameters: number of weights; a tied head counts once.
-        license: of the weights.
+        license: of the weights, as the model card states it.
         about: one line about the model.
     """
 
@@ -46,16 +47,16 @@ class KnownData:
     about: str
 
 
-_APACHE, _MIT = "Apache-2.0", "MIT"
+_APACHE, _MIT, _SEE_PAGE = "Apache-2.0", "MIT", "license: see its page"
 
 MODELS = (
     KnownModel(
-        f"{PREFIX}jingyaogong/MiniMind2-Small", 25_800_000, _APACHE, "Chinese, some English"
+        f"{PREFIX}jingyaogong/MiniMind2-Small", 25_829_888, _SEE_PAGE, "Chinese, some English"
     ),
     KnownModel(
-        f"{PREFIX}jingyaogong/minimind-3", 63_900_000, _APACHE, "Chinese and English, thinks"
+        f"{PREFIX}jingyaogong/minimind-3", 63_900_000, _SEE_PAGE, "Chinese and English, thinks"
     ),
-    KnownModel(f"{PREFIX}jingyaogong/MiniMind2", 104_000_000, _APACHE, "Chinese, some English"),
+    KnownModel(f"{PREFIX}jingyaogong/MiniMind2", 104_000_000, _SEE_PAGE, "Chinese, some English"),
     KnownModel(f"{PREFIX}HuggingFaceTB/SmolLM2-135M-Instruct", 134_500_000, _APACHE, "English"),
     KnownModel(f"{PREFIX}HuggingFaceTB/SmolLM2-360M-Instruct", 361_800_000, _APACHE, "English"),
     KnownModel(
@@ -75,8 +76,8 @@ MODELS = (
 """Sorted by size."""
 
 DATA = (
-    KnownData(f"{PREFIX}hiyouga/DPO-En-Zh-20k:en", _APACHE, "10,000 pairs, English"),
-    KnownData(f"{PREFIX}hiyouga/DPO-En-Zh-20k:zh", _APACHE, "10,000 pairs, Chinese"),
+    KnownData(f"{PREFIX}hiyouga/DPO-En-Zh-20k:en", _SEE_PAGE, "10,000 pairs, English"),
+    KnownData(f"{PREFIX}hiyouga/DPO-En-Zh-20k:zh", _SEE_PAGE, "10,000 pairs, Chinese"),
     KnownData(f"{PREFIX}HuggingFaceH4/ultrafeedback_binarized", _MIT, "61,135 pairs, English"),
 )
 

@@ -20,7 +20,7 @@ class Track(Table):
     wandb_project: Annotated[
         str, Field(pattern=r"^[^/\\#?%:\x00-\x1f]{1,128}$", examples=["MiniMind-DPO"]), NONE
     ] = "MiniMind-DPO"
-    """Project name at Weights & Biases and SwanLab."""
+    """Project name at Weights & Biases, SwanLab and Trackio; the experiment at MLflow."""
 
     use_swanlab: Annotated[bool, NONE] = False
     """Send metrics to SwanLab. Without a login they are kept in the run's folder swanlab, and the
@@ -29,6 +29,13 @@ class Track(Table):
     use_tensorboard: Annotated[bool, NONE] = False
     """Write metrics for TensorBoard to the run's folder tensorboard. Needs the extra
     tensorboard."""
+
+    use_trackio: Annotated[bool, NONE] = False
+    """Write metrics to Trackio's database on this machine. Needs the extra trackio."""
+
+    use_mlflow: Annotated[bool, NONE] = False
+    """Send metrics to the server of MLFLOW_TRACKING_URI. Without this variable they are written to
+    mlflow.db beside the runs. Needs the extra mlflow."""
 
     send_text: Annotated[bool, NONE] = False
     """Send texts, too: the prompts of eval.num_samples and both answers. A tracker that uploads

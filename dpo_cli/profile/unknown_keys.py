@@ -47,7 +47,7 @@ _REMARKS: Mapping[str, str] = {
     "model_revision": 'as "hf:ORG/NAME@REVISION"',
     "rpo_alpha": 'to ["sigmoid", "sft"], and dpo.loss_weights to [1, alpha]',
     "pref_ftx": 'to ["sigmoid", "sft"], and dpo.loss_weights to [1, pref_ftx]',
-    "report_to": "or track.use_swanlab or track.use_tensorboard to true",
+    "report_to": "to true, or the key of another tracker in [track]",
     "warmup_steps": "to warmup_steps x train.accumulation_steps, as it counts micro-batches",
     "logging_steps": "to logging_steps x train.accumulation_steps, as it counts micro-batches",
     "save_steps": "to save_steps x train.accumulation_steps, as it counts micro-batches",
@@ -74,6 +74,7 @@ _UNSUPPORTED: Mapping[str, tuple[str, ...]] = {
     ),
     "sharded training is not supported yet; each device holds the whole model": (
         *("fsdp", "fsdp_config", "deepspeed", "device_map", "tensor_parallel_size"),
+        "accelerate_config",
         *("context_parallel_size", "sequence_parallel_degree", "sequence_parallel_size"),
     ),
     "set train.adam_betas, train.adam_epsilon and train.weight_decay": ("optim_args",),
@@ -105,6 +106,7 @@ _UNSUPPORTED: Mapping[str, tuple[str, ...]] = {
     "the last, smaller batch is trained on, too": ("dataloader_drop_last", "drop_last"),
     "the two newest checkpoints are kept, and the best one with eval.keep_best": (
         *("save_total_limit", "save_strategy", "saves_per_epoch", "save_only_model"),
+        "keep_last_n_checkpoints",
     ),
     "evaluation follows eval.interval, in micro-batches": (
         *("evaluation_strategy", "evals_per_epoch", "eval_on_start", "eval_delay"),
@@ -134,6 +136,9 @@ _UNSUPPORTED: Mapping[str, tuple[str, ...]] = {
     'batches are packed without padding, unless train.layout is "padded"': (
         *("packing", "sample_packing", "padding_free", "group_by_length"),
         *("pad_to_multiple_of", "pad_to_sequence_len", "eval_sample_packing", "packed"),
+    ),
+    "activations stay on the device; train.activation_checkpointing saves memory": (
+        *("enable_activation_offloading", "activation_offloading"),
     ),
     "the reference is always computed once, and cached": (
         *("precompute_ref_log_probs", "precompute_ref_batch_size"),

@@ -297,7 +297,8 @@ class WorkerEnded(Event):
 class Exported(Event):
     """`dpo export` wrote the weights to `path`.
 
-    `rounding` is "nearest", or "stochastic" with `seed`.
+    `rounding` is "nearest", or "stochastic" with `seed`. `stops` are the texts of the tokens at
+    which generation stops, `commands` the shell commands that use the export, by program.
     """
 
     path: str
@@ -306,6 +307,8 @@ class Exported(Event):
     optimizer_step: int
     rounding: str = "nearest"
     seed: int | None = None
+    stops: tuple[str, ...] = ()
+    commands: dict[str, str] = field(default_factory=dict)
 
 
 def to_json(event: Event) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dpo_cli.errors import UsageError
+from dpo_cli.files import expanded
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.disk import unreadable
 
@@ -32,7 +33,7 @@ def list_runs(root: Path) -> list[RunDirectory]:
 def _is_run(run: RunDirectory) -> bool:
     try:
         return run.profile_path.is_file()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that no path can have
         return False
 
 
@@ -40,7 +41,7 @@ def _read_error(run: RunDirectory) -> OSError | None:
     """Return the error that prevents a look at the run's profile; None if there is none."""
     try:
         run.profile_path.stat()
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     except OSError as error:
         return error
@@ -72,7 +73,7 @@ def find_run(
 
 def _find(root: Path, query: str | None, prefer: Callable[[RunDirectory], bool]) -> RunDirectory:
     if query is not None and os.sep in query:
-        run = RunDirectory(Path(query).expanduser())
+        run = RunDirectory(expanded(query))
         if error := _read_error(run):
             raise unreadable(run.path, error)
         if not _is_run(run):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_cli.errors import UsageError
+from dpo_cli.files import expanded
 from dpo_cli.profile import folder
 from dpo_cli.profile.inputs import check_tokenizer, resolve_tokenizer
 from dpo_cli.profile.load import load_profile
@@ -61,7 +62,7 @@ def find_model(name: str, runs_root: Path) -> NamedModel:
         DpoError: the folder holds an adapter.
         OtherVersionError: another version of dpo wrote the run.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if (path / "profile.toml").is_file():
         run = RunDirectory(path)
         run.require_this_version()

@@ -96,12 +96,17 @@ class Difference:
     """One value per run; None if the run has none."""
 
     def groups(self, letters: Sequence[str]) -> dict[str, list[str]]:
-        """Return the letters of the runs by value; paths are shortened if that is unambiguous."""
+        """Return the letters of the runs by value; paths are shortened if that is unambiguous.
+
+        Settings are written as in a profile, facts of the plan (threads, versions) without quotes.
+        """
         groups: dict[str, list[str]] = {}
         names = [_file_name(value) for value in self.values]
         has_paths = len(set(names)) == len(set(map(str, self.values)))
         for letter, value, name in zip(letters, self.values, names, strict=True):
-            groups.setdefault(show_value(name if has_paths else value), []).append(letter)
+            shown = name if has_paths else value
+            is_fact = "." not in self.key and isinstance(shown, str)
+            groups.setdefault(shown if is_fact else show_value(shown), []).append(letter)
         return groups
 
 

@@ -413,6 +413,8 @@ def test_answers_that_repeat_before_training_have_their_own_alert() -> None:
     assert alert.code == "start-repeats"
     assert alert.message.startswith("before training, the answers to 2 prompts already repeat")
     assert AlertRules(FACTS).take(sampled(0, whole, whole)) == []
+    assert AlertRules(FACTS).take(sampled(0, broken, whole, whole)) == []  # a third, on average
+    assert AlertRules(FACTS).take(sampled(0, broken, broken, whole))
     assert AlertRules(FACTS).take(sampled(1, broken, broken)) == []  # see the verdict of the run
     resumed = AlertRules(FACTS, [alert])
     assert resumed.take(sampled(0, broken, broken)) == []

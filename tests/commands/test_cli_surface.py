@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,12 @@ def test_versions_for_a_bug_report(capsys: pytest.CaptureFixture[str], words: li
     assert values["torch"] == metadata.version("torch")
     assert [*values][1:] == [
         *("python", "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub"),
+        *("numpy", "pydantic", "typer", "rich", "extras"),
         *("platform", "processor", "device", "threads"),
     ]
+    if find_spec("gguf") is not None:
+        assert f"gguf {metadata.version('gguf')}" in values["extras"].split(", ")
+    assert "pytest" not in values["extras"]
     text = "\n".join(out)
     assert "/" not in text
     assert not re.search(rf"\b{re.escape(socket.gethostname())}\b", text)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from dpo_cli.profile.text import show_value
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Stopped
+from dpo_cli.ui.comparison import Difference
 from tests.commands.conftest import Cli
 from tests.support import story
 from tests.support.snapshots import assert_snapshot
@@ -49,6 +51,12 @@ def test_differences_are_listed_with_the_value_of_each_run(dpo: Cli, three: None
     assert "dpo.beta             A B 5.0  C 0.1" in lines
     assert "train.learning_rate  A 1e-6  B C 1e-5" in lines
     assert not any(line.startswith(("data.", "content of", "model.")) for line in lines)
+
+
+def test_facts_are_written_without_quotes() -> None:
+    threads = Difference("threads", ("1", "2", None))
+    assert [*threads.groups("ABC")] == ["1", "2", show_value(None)]
+    assert [*Difference("train.device", ("cpu", "auto")).groups("AB")] == ['"cpu"', '"auto"']
 
 
 def test_as_json(dpo: Cli, three: None) -> None:

@@ -17,7 +17,7 @@ from tests.support.family_runs import make
 from tests.support.trl_run import MODEL, SETTINGS, STEPS, write_pairs
 from tests.support.worker_runs import train_profile
 
-FOREIGN = Path(__file__).parents[1] / "profile/foreign"
+DOCUMENTED = Path(__file__).parents[1] / "profile/documented"
 EXAMPLES = {
     "trl": "trl.yaml",
     "llama-factory": "llama_factory.yaml",
@@ -27,7 +27,7 @@ EXAMPLES = {
     "open-instruct": "open_instruct.yaml",
     "unsloth": "unsloth_cell.txt",
 }
-"""Settings as in the documentation of each tool, with a few more."""
+"""Examples as the documentation of the tools has them."""
 MINIMIND = "python train_dpo.py --epochs 1 --batch_size 4 --learning_rate 4e-8 --max_seq_len 1024"
 
 
@@ -74,8 +74,9 @@ def test_the_examples_of_all_tools_train_a_tiny_model(
         "model.tokenizer": shared / "tokenizer/minimind2",
     }
     weights = shared / "golden/train/seed/full_sft_64.pth"
-    shutil.copy(FOREIGN / EXAMPLES["unsloth"], "unsloth.py")
-    places = {**{tool: FOREIGN / file for tool, file in EXAMPLES.items()}, "unsloth": "unsloth.py"}
+    shutil.copy(DOCUMENTED / EXAMPLES["unsloth"], "unsloth.py")
+    places = {**{tool: DOCUMENTED / file for tool, file in EXAMPLES.items()}}
+    places["unsloth"] = Path("unsloth.py")
     cases = {tool: (f"{tool}:{place}", TINY, {}) for tool, place in places.items()}
     cases["minimind"] = (MINIMIND, weights, seed)
     for tool, (source, model, more) in cases.items():

@@ -20,6 +20,7 @@ from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import (
     Alert,
     Event,
+    Exported,
     Failed,
     Planned,
     Sample,
@@ -181,6 +182,30 @@ def test_a_report_is_one_file(dpo: Cli, plain: RunDirectory) -> None:
     assert any(
         re.match(r"loss: train from 0.6\d+ at micro-step 2 to 0.5", label) for label in labels
     )
+
+
+def test_a_report_says_how_to_use_the_result(
+    dpo: Cli, root: Path, plain: RunDirectory, tmp_path: Path
+) -> None:
+    assert dpo("report", "plain", "-o", "before.html")[0] == 0
+    before = " ".join(Page(Path("before.html").read_text(encoding="utf-8")).texts)
+    assert f"dpo export {plain.name} --format gguf" in before
+    assert "an answer ends with" not in before
+    exported = Exported(
+        path="/models/mine",
+        sha256="0",
+        dtype="bfloat16",
+        optimizer_step=200,
+        stops=("<|im_end|>", "<|endoftext|>"),
+        commands={"vLLM": "vllm serve /models/mine"},
+    )
+    story.write(root, "used", *story.contender({}), exported)
+    assert dpo("report", "used", "-o", "after.html")[0] == 0
+    after = " ".join(Page(Path("after.html").read_text(encoding="utf-8")).texts)
+    assert "/models/mine: bfloat16, after step 200 vLLM vllm serve /models/mine" in after
+    assert "an answer ends with <|im_end|> or <|endoftext|>" in after
+    assert dpo("report", "used", "-o", "hidden.html", "--redact")[0] == 0
+    assert "vllm" not in Path("hidden.html").read_text(encoding="utf-8")
 
 
 def test_a_run_that_got_worse_says_so_at_the_top(dpo: Cli, root: Path, plain: RunDirectory) -> None:

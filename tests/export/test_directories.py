@@ -16,6 +16,7 @@ from dpo_cli.export.import_hf import import_directory
 from dpo_cli.models.loading import read_state_dict
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Exported, history
+from dpo_cli.shell import quote
 from tests.support import workers
 from tests.support.cli import REPOSITORY, dpo
 from tests.support.family_runs import SECONDS, make
@@ -54,6 +55,8 @@ def export_and_import(run: RunDirectory, place: Path) -> None:
     assert (config["bos_token_id"], config["eos_token_id"]) == (1, 2)
     assert json.loads((directory / "generation_config.json").read_text())["eos_token_id"] == 2
     card = (directory / "README.md").read_text()
+    assert "An answer ends with `<|im_end|>`" in card or "An answer ends with `</s>`" in card
+    assert "`vllm serve MODEL`" in card
     for secret in (str(run.path), str(place), run.name, "/tokenizer"):
         assert secret not in card
     assert "preference pairs with at most 128 tokens per side" in card
@@ -65,6 +68,8 @@ def export_and_import(run: RunDirectory, place: Path) -> None:
         assert caveat in card
     exports = [event for event in history(run.events_path) if isinstance(event, Exported)]
     assert [event.path for event in exports] == [str(directory)] * 2
+    assert exports[-1].commands["vLLM"] == f"vllm serve {quote(str(directory))}"
+    assert exports[-1].commands["transformers"].startswith("python -c ")
 
     pipe = transformers.pipeline("text-generation", str(directory))
     turn = [{"role": "user", "content": "你好"}]

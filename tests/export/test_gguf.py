@@ -299,6 +299,8 @@ def test_only_an_own_export_is_replaced(
     export_gguf(run, folder, ["q8_0"])
     assert sorted(os.listdir(folder)) == ["Modelfile", "my-q8_0.gguf"]
     [*_, event] = [event for event in history(run.events_path) if isinstance(event, Exported)]
+    assert event.stops
+    assert event.commands["llama.cpp"].endswith("my-q8_0.gguf")
     assert (event.path, event.dtype) == (str(folder), "q8_0")
     with (folder / "Modelfile").open("a") as file:
         file.write("SYSTEM mine\n")

@@ -477,8 +477,19 @@ _WORDS = (
         "..",
         "/",
         "~x",
+        "~x/y",
     ),
-    *("很" * 100, "𝄞" * 64, "data.data_path=\0", "run:a", "run:\0", "hf:x/y", "--line", "--at"),
+    *(
+        "很" * 100,
+        "𝄞" * 64,
+        "data.data_path=\0",
+        "~zz/a",
+        "run:a",
+        "run:\0",
+        "hf:x/y",
+        "--line",
+        "--at",
+    ),
     *("model.weights=" + "a" * 300, "data.data_path=['a', 1]", "train.seed=" + "9" * 5000),
 )
 

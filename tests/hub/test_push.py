@@ -111,6 +111,8 @@ def test_a_file_of_minimind(exported: RunDirectory, hub: Hub, tmp_path: Path) ->
     assert MARK in card
     assert "library_name" not in card
     assert "dpo export --format pth" in card
+    assert "python eval_model.py --model_mode 2 --out_dir out --hidden_size 64" in card
+    assert "An answer ends with `" in card
     # The next push of a directory is another form of the same model.
     Run(exported).push(NAME)
     assert "rlhf_64.pth" in files_of(hub, NAME)

@@ -121,6 +121,8 @@ ALL_VALUES: dict[str, dict[str, object]] = {
         "wandb_project": "mine",
         "use_swanlab": True,
         "use_tensorboard": True,
+        "use_trackio": True,
+        "use_mlflow": True,
         "send_text": True,
     },
 }

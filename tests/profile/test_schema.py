@@ -102,6 +102,8 @@ class TestKeys:
             "track.wandb_project": "MiniMind-DPO",
             "track.use_swanlab": False,
             "track.use_tensorboard": False,
+            "track.use_trackio": False,
+            "track.use_mlflow": False,
             "track.send_text": False,
         }
         defaults = {key: value_of(DEFAULTS, key) for key in KEYS}

@@ -40,8 +40,7 @@ def test_every_equivalent_is_a_key_and_no_name_is_ours() -> None:
         ("dpo.pref_beta", "unknown key; set dpo.beta"),
         (
             "train.report_to",
-            "unknown key; set track.use_wandb or track.use_swanlab or track.use_tensorboard to"
-            " true",
+            "unknown key; set track.use_wandb to true, or the key of another tracker in [track]",
         ),
         ("train.max_steps", "the length of a run is train.epochs"),
         ("eval.val_size", "unknown key; set eval.fraction"),

@@ -12,15 +12,19 @@ from tests.support.cli import REPOSITORY
 PAGES = sorted(
     [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md"), REPOSITORY / "demo/README.md"]
 )
-_BLOCK = re.compile(r"^```(?:sh|bash|shell|console)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(
+    r"^```(?:sh|bash|shell|console)?\n(.*?)^```$|((?:^ {4}.*\n)+)", re.MULTILINE | re.DOTALL
+)
+_VARIABLES = re.compile(r"^(?:[A-Z_]+=\S+ )+")
 _PROGRAMS = ("dpo", "make", "pip", "python", "torchrun", "srun")
 _ENDS = frozenset(("|", ">", ">>", "&&", ";", "2>", "&"))
 
 
 def shell_lines(page: Path) -> list[str]:
-    """Return the command lines in the shell blocks of a page, without comments."""
-    blocks = _BLOCK.findall(page.read_text(encoding="utf-8"))
+    """Return the command lines in the shell blocks of a page, without comments and variables."""
+    blocks = [match[1] or match[2] for match in _BLOCK.finditer(page.read_text(encoding="utf-8"))]
     lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    lines = [_VARIABLES.sub("", line) for line in lines]
     return [re.sub(r"\s{2,}#.*$", "", line) for line in lines if line.split(" ")[0] in _PROGRAMS]
 
 

@@ -65,6 +65,8 @@ def _tests_of(path: PurePosixPath, tests: Mapping[str, str]) -> set[str]:
     if path.parts[:2] == ("tests", "support"):
         importer = re.compile(rf"from tests\.support(\.{path.stem}\b| import .*\b{path.stem}\b)")
         return {test for test, text in tests.items() if importer.search(text) and _is_fast(test)}
+    if root in ("docs", "website"):
+        return {"tests/test_languages.py", "tests/test_website.py"} & tests.keys()
     if root == "profiles":
         root, folders = "tests", ["profile"]
     if root not in ("dpo_cli", "tests"):

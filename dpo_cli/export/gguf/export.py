@@ -20,6 +20,7 @@ from dpo_cli.export.gguf.proof import Proof, Prover
 from dpo_cli.export.gguf.quantizations import DEFAULT_QUANTIZATIONS, Quantization
 from dpo_cli.export.gguf.vocabulary import GgufVocabulary
 from dpo_cli.export.update_retention import UpdateRetention, measure_update_retention
+from dpo_cli.export.usage import gguf_commands
 from dpo_cli.export.verified_write import rename_on_success
 from dpo_cli.files import write_text_atomically
 from dpo_cli.inference.stops import stop_problem
@@ -171,6 +172,8 @@ def export_gguf(
                 sha256=sha256,
                 dtype=",".join(wanted),
                 optimizer_step=trained.optimizer_step,
+                stops=tuple(tokenizer.decode([id]) for id in sorted(stop_ids)),
+                commands=gguf_commands(str(path), read[served][0].name),
             )
         )
         events.close()

@@ -32,6 +32,8 @@ _TRACKERS = {
     "wandb": "track.use_wandb",
     "swanlab": "track.use_swanlab",
     "tensorboard": "track.use_tensorboard",
+    "trackio": "track.use_trackio",
+    "mlflow": "track.use_mlflow",
 }
 
 
@@ -289,6 +291,7 @@ TRL: Mapping[str, Rule] = {
     "truncation_mode": Rule(("data.truncation",), _truncation),
     "max_prompt_length": Rule(("data.max_prompt_len", "data.truncation"), _prompt_length),
     "dataset_num_proc": to("data.num_workers", whole),
+    "num_processes": to("launch.nproc_per_node", whole),
     "router_aux_loss_coef": to("train.router_aux_loss_coef", number),
     "disable_dropout": only("set model.dropout", True),
     "precompute_ref_log_probs": Rule((), lambda value, context: {}),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dpo_cli.files import expanded
 from dpo_cli.hub.download import is_on_hub
 from dpo_cli.profile.folder import exists
 from dpo_cli.profile.text import path_value
@@ -199,14 +200,6 @@ def part_of(key: str, *owners: str) -> Rule:
         return {}
 
     return Rule((key,), convert, is_part=True)
-
-
-def expanded(name: str) -> Path:
-    """Return the path `name` with ~ replaced by the home directory, if there is one."""
-    try:
-        return Path(name).expanduser()
-    except RuntimeError:  # the home directory of an unknown user
-        return Path(name)
 
 
 def on_hub(name: str) -> bool:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.errors import UsageError
+from dpo_cli.files import expanded
 from dpo_cli.profile.folder import exists
 from dpo_cli.profile.foreign.command_lines import Command, is_command, parse_command
 from dpo_cli.profile.foreign.documents import read_text, read_yaml
 from dpo_cli.profile.foreign.notebooks import parse_python, python_of_notebook
-from dpo_cli.profile.foreign.rules import expanded, flat, is_equal
+from dpo_cli.profile.foreign.rules import flat, is_equal
 from dpo_cli.profile.foreign.tools import TOOLS, Tool
 from dpo_cli.profile.text import show_path
 

@@ -109,6 +109,8 @@ AXOLOTL: Mapping[str, Rule] = {
     ),
     "use_wandb": to("track.use_wandb", switch),
     "use_tensorboard": to("track.use_tensorboard", switch),
+    "use_mlflow": to("track.use_mlflow", switch),
+    "mlflow_experiment_name": to("track.wandb_project", text),
 }
 SWIFT: Mapping[str, Rule] = {
     "rlhf_type": _objective(_METHODS),
@@ -164,13 +166,22 @@ def _instruct_loss(value: Any, _: Context) -> Mapping[str, Any]:
     return names[str(value)]
 
 
+def _own_tokenizer(value: Any, context: Context) -> Mapping[str, Any]:
+    if value != context.values.get("model_name_or_path"):
+        raise NoCounterpartError("the tokenizer is that of the model")
+    return {}
+
+
 _MIXER = Rule(("data.data_path", "data.mixture_weights"), datasets.mixer)
 _INSTRUCT_LOSS = Rule(("dpo.loss", "dpo.use_weighting"), _instruct_loss)
 _INSTRUCT_RATIO = Rule(("dpo.simpo_gamma",), _ratio)
 OPEN_INSTRUCT: Mapping[str, Rule] = {
     **TRAINING,
     **dict.fromkeys(("dataset_mixer_list", "mixer_list", "dataset_mixer"), _MIXER),
+    "dataset_name": TRL["dataset_name"],
     "train_file": Rule(("data.data_path",), common.paths("data.data_path")),
+    "tokenizer_name": Rule((), _own_tokenizer),
+    "num_epochs": to("train.epochs", whole),
     "max_seq_length": _shortened("max_seq_length", "end"),
     "preprocessing_num_workers": to("data.num_workers", whole),
     **dict.fromkeys(("dpo_loss_type", "loss_type"), _INSTRUCT_LOSS),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.errors import UsageError
+from dpo_cli.files import expanded
 from dpo_cli.hub.download import is_on_hub
 from dpo_cli.profile.folder import is_model, longest_input
 from dpo_cli.profile.foreign.command_lines import has_variable
@@ -18,7 +19,6 @@ from dpo_cli.profile.foreign.rules import (
     Context,
     NoCounterpartError,
     Rule,
-    expanded,
     is_equal,
     only,
     place,
@@ -151,6 +151,7 @@ def translate(
             _without_rule(name, value, result)
         elif value is None and name not in defaults:
             result.without_effect.append(f"{name} (empty)")
+    _drop_own_reference(result)
     for key, wanted, option in (
         ("model.weights", model, "--model"),
         ("data.data_path", data, "--data"),
@@ -241,6 +242,16 @@ def _without_rule(name: str, value: Any, result: Translation) -> None:
         result.without_effect.append(f"{name} = {_shown(value)}")
     else:
         result.missing.append(f"{name} = {_shown(value)}: {why}")
+
+
+def _drop_own_reference(result: Translation) -> None:
+    """Leave out a reference that is the starting weights, so that --model replaces both."""
+    if result.values.get("model.reference") not in (None, result.values.get("model.weights")):
+        return
+    result.values.pop("model.reference", None)
+    if origin := result.origins.pop("model.reference", ""):
+        name = origin.partition(": ")[2].partition(" = ")[0]
+        result.without_effect.append(f"{name} (the starting weights, as here)")
 
 
 def _list_replaced(result: Translation) -> None:

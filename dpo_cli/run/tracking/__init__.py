@@ -1,1 +1,1 @@
-"""Trackers (W&B, SwanLab, TensorBoard), fed from the event stream by a process of their own."""
+"""Trackers (W&B, SwanLab, TensorBoard, Trackio, MLflow), fed by a process of their own."""

@@ -22,12 +22,14 @@ from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventReader
+from dpo_cli.run.tracking.mlflow import MLflow
 from dpo_cli.run.tracking.registry import requested_trackers
 from dpo_cli.run.tracking.rows import Row, Rows
 from dpo_cli.run.tracking.state import log_path, read_state, write_state
 from dpo_cli.run.tracking.swanlab import SwanLab
 from dpo_cli.run.tracking.tensorboard import TensorBoard
 from dpo_cli.run.tracking.tracker import TrackedRun, Tracker
+from dpo_cli.run.tracking.trackio import Trackio
 from dpo_cli.run.tracking.wandb import Wandb
 
 _POLL_SECONDS = 2.0
@@ -38,6 +40,8 @@ _KINDS: Mapping[str, type[Tracker]] = {
     "tensorboard": TensorBoard,
     "wandb": Wandb,
     "swanlab": SwanLab,
+    "trackio": Trackio,
+    "mlflow": MLflow,
 }
 
 

@@ -13,6 +13,8 @@ TITLES: Mapping[str, str] = {
     "tensorboard": "TensorBoard",
     "wandb": "Weights & Biases",
     "swanlab": "SwanLab",
+    "trackio": "Trackio",
+    "mlflow": "MLflow",
 }
 """Titles by name; the name is that of the package, of our extra, and in the key of [track]."""
 

@@ -33,6 +33,13 @@ class Row:
     metrics: dict[str, float] = field(default_factory=dict)
     samples: Sequence[Sample] = ()
 
+    def samples_as_markdown(self) -> list[str]:
+        """Return each sample as a Markdown text."""
+        return [
+            "\n\n".join(f"**{name}**\n\n{text}" for name, text in sample.items())
+            for sample in self.samples
+        ]
+
 
 class Rows:
     """Makes rows from events, in order.

@@ -67,8 +67,4 @@ def _samples(row: Row) -> Any:
     """Return the samples as a text summary, in Markdown."""
     from tensorboard.plugins.text.summary_v2 import text_pb
 
-    texts = [
-        "\n\n".join(f"**{name}**\n\n{text}" for name, text in sample.items())
-        for sample in row.samples
-    ]
-    return text_pb("eval/samples", texts)
+    return text_pb("eval/samples", row.samples_as_markdown())

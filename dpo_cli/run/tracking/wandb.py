@@ -11,11 +11,10 @@ import netrc
 import os
 import secrets
 import shutil
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from dpo_cli.files import glob_inside
+from dpo_cli.files import expanded, glob_inside
 from dpo_cli.profile.text import show_path
 from dpo_cli.run.tracking.rows import Row
 from dpo_cli.run.tracking.tracker import TrackedRun
@@ -119,6 +118,6 @@ def _why_offline() -> str:
     host = urlsplit(os.environ.get("WANDB_BASE_URL", _SERVER)).hostname
     for file in filter(None, [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]):
         with contextlib.suppress(OSError, netrc.NetrcParseError):
-            if host in netrc.netrc(str(Path(file).expanduser())).hosts:
+            if host in netrc.netrc(str(expanded(file))).hosts:
                 return ""
     return "no login"

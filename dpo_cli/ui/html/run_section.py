@@ -8,9 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpo_cli.export.usage import export_commands
 from dpo_cli.formatting import format_count, format_number, format_percent, format_with_interval
 from dpo_cli.intervals import HIGH, LOW
-from dpo_cli.run.events import ACCURACY, RANKING, Event, Failed, RankEnded, Sampled, WorkerStarted
+from dpo_cli.run.events import (
+    ACCURACY,
+    RANKING,
+    Event,
+    Exported,
+    Failed,
+    RankEnded,
+    Sampled,
+    WorkerStarted,
+)
 from dpo_cli.run.plan import PlannedPairs, part_of
 from dpo_cli.ui.comparison import ComparedRun
 from dpo_cli.ui.html.markup import Writer, details
@@ -83,6 +93,7 @@ class RunSection:
         yield self._groups()
         yield self._messages()
         yield self._samples()
+        yield self._use()
         yield self._data()
         yield self._plan()
 
@@ -148,6 +159,22 @@ class RunSection:
             prompt = details(f"prompt of {sample['place']}", write.tag("pre", sample["prompt"]))
             parts.append(f'<div class="sample">{prompt}<div class="answers">{answers}</div></div>')
         return "<h3>Samples</h3>" + "".join(parts)
+
+    def _use(self) -> str:
+        """Return the commands that use each export with its stop tokens, and those that export."""
+        exports = {e.path: e for e in self._report_run.events if isinstance(e, Exported)}
+        if self._redact or not (exports or self._run.plan):
+            return ""
+        parts = []
+        for path, export in exports.items():
+            facts = list(export.commands.items())
+            if export.stops:
+                facts.append(("an answer ends with", " or ".join(export.stops)))
+            lead = f"{path}: {export.dtype}, after step {export.optimizer_step:,}"
+            parts.append(self._write.tag("p", lead) + self._write.facts(facts))
+        shape = self._run.plan.model.shape if self._run.plan else {}
+        commands = export_commands(self._run.name, is_minimind="config" not in shape)
+        return "<h3>Use</h3>" + "".join(parts) + self._write.facts(commands.items())
 
     def _data(self) -> str:
         plan = self._run.plan

@@ -10,9 +10,9 @@ from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+from dpo_cli.export.usage import gguf_commands
 from dpo_cli.formatting import format_count, format_number, format_percent, format_size
 from dpo_cli.run.events import ACCURACY, Alert
-from dpo_cli.shell import quote
 from dpo_cli.ui.terminal.export import after_step
 from dpo_cli.ui.terminal.plain import alert_lines
 
@@ -81,16 +81,10 @@ def recommendation_line(found: Recommendation | None) -> Text:
 
 def gguf_try_lines(report: GgufReport) -> list[Text]:
     """Return the commands that chat with a file in llama.cpp and in Ollama."""
-    folder = os.path.relpath(report.path)
     served = next((each for each in report.files if each.quantization != "f32"), report.files[0])
-    model = report.path.name.lower().removesuffix("-gguf")
-    return [
-        Text(f"try it: llama-cli -m {quote(os.path.join(folder, served.path.name))}"),
-        Text(
-            f"        ollama create {quote(model)} -f"
-            f" {quote(os.path.join(folder, 'Modelfile'))} && ollama run {quote(model)}"
-        ),
-    ]
+    commands = gguf_commands(os.path.relpath(report.path), served.path.name)
+    first, *others = commands.values()
+    return [Text(f"try it: {first}"), *(Text(f"        {each}") for each in others)]
 
 
 def _proof_lines(proof: Proof) -> list[Text]:

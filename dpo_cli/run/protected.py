@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from dpo_cli.errors import DpoError
+from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.files import pair_files, would_replace
 from dpo_cli.hub.download import is_on_hub
 from dpo_cli.profile import folder
@@ -36,7 +36,7 @@ def require_free_of_inputs(destination: Path, protected: Iterable[Protected], op
         option: option that names the destination, for the message.
 
     Raises:
-        DpoError: the destination is refused.
+        UsageError: the destination is refused.
     """
     for name, path in protected:
         if not would_replace(destination, path):
@@ -45,7 +45,7 @@ def require_free_of_inputs(destination: Path, protected: Iterable[Protected], op
         verb = f"is {name}" if is_same else f"contains {name} ({show_path(path)})"
         whole = Path(os.path.abspath(destination))
         other = whole.parent / f"{whole.stem}-dpo{whole.suffix}"
-        raise DpoError(
+        raise UsageError(
             f"{show_path(destination)} {verb}",
             f"Choose another path, for example {option} {show_path(other)}",
         )

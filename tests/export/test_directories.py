@@ -123,7 +123,7 @@ def test_through_dpo_itself(tmp_path: Path) -> None:
         cwd=tmp_path,
         timeout=SECONDS,
     )
-    assert over.returncode == 1
+    assert over.returncode == 2
     assert "is a file of the imported directory" in " ".join(over.stderr.split())
     none = dpo("import", ".", cwd=tmp_path, timeout=SECONDS)
     assert none.returncode == 2

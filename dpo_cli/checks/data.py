@@ -207,7 +207,8 @@ def _check_kept(
             ((int(other.kept.shortened.sum()), length) for length, other in longer),
             default=(truncated, limit),
         )
-        remedy = f"Set data.max_seq_len to {length} to truncate only {least:,}."
+        fewer = f"only {least:,}" if least else "none"
+        remedy = f"Set data.max_seq_len to {length} to truncate {fewer}."
         if least >= truncated:
             remedy = "Nothing is needed if the beginnings of the answers decide."
         reporter.warn("data-truncated", subject, message, remedy)

@@ -370,7 +370,7 @@ def test_answers_that_are_mostly_cut(examined: Examine, bench: Path) -> None:
     kept = of(examined("data.max_seq_len=64"), "data-truncated")
     assert kept.level is WARN
     assert kept.message == "8 of 8 rows kept, 8 cut at 64 tokens"
-    assert kept.remedy == "Set data.max_seq_len to 1536 to truncate 0."
+    assert kept.remedy == "Set data.max_seq_len to 1536 to truncate none."
 
 
 def test_rows_with_identical_sides(examined: Examine, bench: Path) -> None:

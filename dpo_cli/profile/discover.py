@@ -29,6 +29,9 @@ _IGNORED_FOLDERS = frozenset(
 )
 """Names of folders that hold programs or results, not the user's pairs."""
 _FILES_PER_FOLDER = 100
+_MOST_FILES = 300
+_FOLDERS_BESIDE = 50
+"""Limits of a search: a folder such as /tmp may have hundreds of folders and files."""
 _SCHEMA = ".schema.json"
 _EVALUATION = ("test", "eval", "valid", "held", "dev")
 """Parts of names of files that are probably kept for evaluation."""
@@ -57,7 +60,7 @@ def discover_project(project: Path, are_pairs: Callable[[Path], bool]) -> FoundF
 def discover_around(project: Path, are_pairs: Callable[[Path], bool]) -> FoundFiles:
     """Search the two folders above a project, and the folders beside it."""
     beside = [folder for folder in _folders(project.parent) if folder != project]
-    return discover_in((*project.parents[:2], *beside), are_pairs)
+    return discover_in((*project.parents[:2], *beside[:_FOLDERS_BESIDE]), are_pairs)
 
 
 def discover_in(folders: Iterable[Path], are_pairs: Callable[[Path], bool]) -> FoundFiles:
@@ -65,7 +68,7 @@ def discover_in(folders: Iterable[Path], are_pairs: Callable[[Path], bool]) -> F
     folders = tuple(folders)
     weights = [path for path in _matches(folders, _WEIGHTS) if _is_weights(path)]
     models = [path for path in _matches(folders, _MODELS) if is_whole_model(path)]
-    pairs = [path for path in _pair_files(folders) if are_pairs(path)]
+    pairs = [path for path in islice(_pair_files(folders), _MOST_FILES) if are_pairs(path)]
     return FoundFiles(
         models=(*weights, *sorted(models, key=lambda path: not has_chat_template(path))),
         tokenizers=tuple(path for path in _matches(folders, _TOKENIZERS) if _is_tokenizer(path)),

@@ -64,6 +64,16 @@ def test_a_checkout_around_the_project(room: Path, place: str) -> None:
     assert discover_around(here, is_dpo) == of_checkout(folder)
 
 
+def test_a_search_around_a_project_has_limits(room: Path) -> None:
+    for number in range(60):
+        touch(room / f"folder{number:02d}", *(f"{file}.jsonl" for file in range(10)))
+    read: list[Path] = []
+    discover_around(room / "here", lambda path: bool(read.append(path)))
+    assert len(read) == 300
+    found = discover_around(room / "here", lambda path: path.stem == "0")
+    assert len(found.pairs) == 30
+
+
 def test_the_old_layout(room: Path) -> None:
     tokenizer = "model/minimind_tokenizer"
     touch(room, f"{tokenizer}/tokenizer.json", f"{tokenizer}/tokenizer_config.json")

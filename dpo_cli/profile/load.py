@@ -313,12 +313,17 @@ _GOT = {
 }
 
 
+def _renamed(key: str, value: Any) -> Any:
+    """Return the new value of a renamed one; None for others, also those that no text can show."""
+    return RENAMED_VALUES.get((key, value)) if isinstance(value, str) else None
+
+
 def _explain(details: ErrorDetails, key: Key) -> str:
     """Explain an error of pydantic in terms of the profile, with a valid example."""
     match details["type"]:
         case "contradiction":
             return details["msg"]
-        case "literal_error" if new := RENAMED_VALUES.get((key.name, str(details["input"]))):
+        case "literal_error" if new := _renamed(key.name, details["input"]):
             old, new = show_value(details["input"]), show_value(new)
             return f"{old} is now {new}; set {key.name} = {new}"
         case "missing":

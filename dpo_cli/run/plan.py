@@ -24,6 +24,10 @@ other versions do not load."""
 KNOWN_SHARE = 0.05
 """Tolerated share of held-out pairs whose prompt is also trained on."""
 
+_COUNTS = ("train.log_interval", "train.epochs", "data.max_seq_len")
+"""Settings that every reader of a plan counts with."""
+_OPTIONAL_COUNTS = ("eval.interval",)
+
 _REMEDY = "Restore it: the newest Planned line of events.jsonl contains the same plan."
 
 
@@ -159,6 +163,14 @@ class Plan:
     environment: dict[str, str]
     other_environments: tuple[str, ...] = ()
     version: int = VERSION
+
+    def __post_init__(self) -> None:
+        for key in (*_COUNTS, *_OPTIONAL_COUNTS):
+            value = self.setting(key)
+            if value is None and key in _OPTIONAL_COUNTS:
+                continue
+            if type(value) is not int or value < 1:
+                raise TypeError(f"the setting {key} is {value!r:.40}, not a positive whole number")
 
     def setting(self, key: str) -> Any:
         """Return the value of a profile key such as "dpo.beta"; None if it has none."""

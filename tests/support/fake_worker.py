@@ -16,6 +16,7 @@ PLAN = replace(
         micro_batches=8, micro_batches_per_epoch=8, optimizer_steps=8, accumulation_steps=1
     ),
     settings={
+        "data": {"max_seq_len": 1024},
         "dpo": {"beta": 0.1, "reduction": "mean"},
         "train": {
             "learning_rate": 1e-8,

@@ -258,11 +258,12 @@ def contender(settings: dict[str, Any], lead: float = 0.0, pairs: int = 40) -> I
     """Return a run under another profile, finally better in accuracy and loss by `lead`.
 
     Args:
-        settings: tables that replace those of the plan.
+        settings: tables with values that replace those of the plan.
         lead: lead of the held-out accuracy.
         pairs: number of held-out pairs.
     """
-    plan = dataclasses.replace(PLAN, settings=SETTINGS | settings)
+    changed = {table: SETTINGS.get(table, {}) | values for table, values in settings.items()}
+    plan = dataclasses.replace(PLAN, settings=SETTINGS | changed)
     for event in whole():
         match event:
             case Planned():

@@ -44,6 +44,7 @@ PLAN = dataclasses.replace(
         micro_batches=166, micro_batches_per_epoch=83, optimizer_steps=84, accumulation_steps=2
     ),
     settings={
+        "data": {"max_seq_len": 1024},
         "dpo": {"beta": 0.1, "reduction": "mean"},
         "train": {
             "learning_rate": 1e-8,

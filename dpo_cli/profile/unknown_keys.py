@@ -90,10 +90,13 @@ _UNSUPPORTED: Mapping[str, tuple[str, ...]] = {
     "weights are loaded and kept in float32; train.dtype is the precision of a pass": (
         *("pure_bf16", "bfloat16", "float16", "model_init_kwargs", "ref_model_init_kwargs"),
     ),
-    "all weights are trained, with the tokenizer as it is": (
-        *("freeze_trainable_layers", "freeze_parameters", "unfrozen_parameters", "resize_vocab"),
-        *("special_tokens", "tokens", "add_tokens", "add_special_tokens", "new_special_tokens"),
+    "all weights are trained, or adapters": (
+        *("freeze_trainable_layers", "freeze_parameters", "unfrozen_parameters"),
         *("freeze_llm", "freeze_vit", "freeze_aligner"),
+    ),
+    "the tokenizer and its vocabulary stay as they are": (
+        *("special_tokens", "tokens", "add_tokens", "add_special_tokens", "new_special_tokens"),
+        "resize_vocab",
     ),
     "positions and embeddings stay as the model has them": (
         *("rope_scaling", "neftune_noise_alpha", "neftune_alpha", "overrides_of_model_config"),

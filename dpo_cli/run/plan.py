@@ -24,9 +24,8 @@ other versions do not load."""
 KNOWN_SHARE = 0.05
 """Tolerated share of held-out pairs whose prompt is also trained on."""
 
-_COUNTS = ("train.log_interval", "train.epochs", "data.max_seq_len")
-"""Settings that every reader of a plan counts with."""
-_OPTIONAL_COUNTS = ("eval.interval",)
+_LEAST = {"train.log_interval": 1, "train.epochs": 1, "data.max_seq_len": 1, "eval.interval": 0}
+"""Settings with which readers of a plan count, and the least value of each."""
 
 _REMEDY = "Restore it: the newest Planned line of events.jsonl contains the same plan."
 
@@ -165,12 +164,12 @@ class Plan:
     version: int = VERSION
 
     def __post_init__(self) -> None:
-        for key in (*_COUNTS, *_OPTIONAL_COUNTS):
+        for key, least in _LEAST.items():
             value = self.setting(key)
-            if value is None and key in _OPTIONAL_COUNTS:
+            if value is None and key == "eval.interval":  # no evaluation
                 continue
-            if type(value) is not int or value < 1:
-                raise TypeError(f"the setting {key} is {value!r:.40}, not a positive whole number")
+            if type(value) is not int or value < least:
+                raise TypeError(f"the setting {key} is {value!r:.40}, not a whole number")
 
     def setting(self, key: str) -> Any:
         """Return the value of a profile key such as "dpo.beta"; None if it has none."""

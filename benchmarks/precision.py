@@ -74,7 +74,7 @@ class ParallelOptimizers:
         self._kahan_optimizer = make_optimizer(self.kahan_summation, Train(kahan_summation=True))
         self._optimizers = [
             (self._kahan_optimizer, self.kahan_summation),
-            (make_optimizer(self.exact), self.exact),
+            (make_optimizer(self.exact, Train()), self.exact),
         ]
 
     def step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:

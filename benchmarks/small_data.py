@@ -102,7 +102,7 @@ class SmallData:
         policy = make_scorer(inputs, inputs.weights)
         if self._answers_before is None:
             self._answers_before = self.answers(inputs, policy)
-        optimizer = make_optimizer(policy.parameters())
+        optimizer = make_optimizer(policy.parameters(), inputs.profile.train)
         scaler = make_scaler(self.device.torch_device, self.device.dtype)
         save: Callable[[Trainer], None] = lambda trainer: None  # noqa: E731
         trainer = Trainer(

@@ -119,7 +119,7 @@ def dpo_step(inputs: Any, settings: dict[str, Any]) -> Step:
         policy,
         reference,
         reference,
-        make_optimizer(policy.parameters()),
+        make_optimizer(policy.parameters(), inputs.profile.train),
         torch.amp.GradScaler(inputs.device.type, enabled=inputs.device.dtype == torch.float16),
         hooks=TrainerHooks(),
         save=lambda trainer: None,

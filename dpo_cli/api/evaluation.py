@@ -44,12 +44,12 @@ def evaluate_named(
     if eval_config is None:
         owner = named.run.name if named.run else profile
         message = f"{owner} has no held-out pairs"
-        remedy = "Name preference pairs with --data FILE."
+        remedy = "Name preference pairs: --data FILE (data=FILE in Python)."
         if not owner:
             message = f"{named.title} has no pairs of its own"
             remedy = (
-                "Name preference pairs with --data FILE, or the profile of a run that holds out"
-                " pairs with --profile FILE."
+                "Name preference pairs: --data FILE (data=FILE in Python), or the profile of a run"
+                " that holds out pairs: --profile FILE."
             )
         raise UsageError(message, remedy)
     report = on_progress or ignore_progress

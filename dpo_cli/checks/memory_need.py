@@ -12,6 +12,7 @@ from dpo_cli.compute.device import Device
 from dpo_cli.compute.memory import free_memory, process_bytes
 from dpo_cli.errors import DpoError
 from dpo_cli.formatting import format_size
+from dpo_cli.hub.download import PREFIX, is_on_hub
 from dpo_cli.models.adapter import new_adapter
 from dpo_cli.models.forward_size import CPU_TOKENS_PER_FORWARD, LEAST_TOKENS_PER_FORWARD
 from dpo_cli.models.huggingface import read_settings
@@ -49,7 +50,7 @@ def check_need_of_config(
         The need as plain values; None for other models, or if the configuration cannot be read.
     """
     name = profile.model.weights
-    if name is None or not hub.is_on_hub(name):
+    if name is None or not is_on_hub(name):
         return None
     with reporter.errors_as("weights-unusable", name):
         return _of_config(reporter, profile, device, name)
@@ -82,7 +83,7 @@ def _of_config(reporter: Reporter, profile: Profile, device: Device, name: str) 
     if device.type == "cpu":
         as_read = _FILE_BYTES * size.parameters
         found = replace(found, process=process_bytes() + _LATER_BYTES + as_read)
-    shown = name.removeprefix(hub.PREFIX).partition("@")[0].rpartition("/")[2]
+    shown = name.removeprefix(PREFIX).partition("@")[0].rpartition("/")[2]
     return _report(reporter, profile, device, shown, found, tokens)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dpo_cli.checks.reporter import Reporter
 from dpo_cli.errors import UsageError
+from dpo_cli.hub.download import is_on_hub
 from dpo_cli.profile import hub
 from dpo_cli.profile.inputs import INPUTS, Input, find_problems
 from dpo_cli.profile.load import LoadedProfile, Problem, read_profile
@@ -87,11 +88,11 @@ def _not_downloaded(profile: Profile) -> set[Input]:
     """Return the inputs that are models of the Hub and are not in the cache."""
     model = profile.model
     absent: set[Input] = set()
-    if model.weights and hub.is_on_hub(model.weights) and not hub.cached(model.weights):
+    if model.weights and is_on_hub(model.weights) and not hub.cached(model.weights):
         absent.add("weights")
         if model.tokenizer is None:
             absent.add("tokenizer")
-    if model.reference and hub.is_on_hub(model.reference) and not hub.cached(model.reference):
+    if model.reference and is_on_hub(model.reference) and not hub.cached(model.reference):
         absent.add("reference")
     return absent
 

@@ -6,10 +6,8 @@ from functools import cache
 from pathlib import Path
 
 from dpo_cli.errors import DpoError
-from dpo_cli.hub.download import COMMIT, PREFIX, download, is_on_hub
+from dpo_cli.hub.download import COMMIT, PREFIX, download
 from dpo_cli.profile import folder
-
-__all__ = ["PREFIX", "at_commit", "cached", "fetch", "fetch_config", "is_on_hub"]
 
 # No *.py: the code of a model is never downloaded.
 _FILES = [

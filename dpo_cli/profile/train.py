@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from dpo_cli.errors import UsageError
 from dpo_cli.learning_rate import BY_MICRO_BATCH, ScheduleName
@@ -212,10 +213,7 @@ class Train(Table):
     @classmethod
     def _check_warmup_ratio(cls, value: float, info: ValidationInfo) -> float:
         if value and info.data.get("warmup_iters"):
-            raise contradiction(
-                f"contradicts train.warmup_iters = {info.data['warmup_iters']}; set only one of"
-                " train.warmup_ratio and train.warmup_iters"
-            )
+            raise _two_ways("warmup_ratio", "warmup_iters", info)
         return value
 
     @field_validator("min_lr_ratio")
@@ -233,10 +231,7 @@ class Train(Table):
     @classmethod
     def _check_decay_ratio(cls, value: float | None, info: ValidationInfo) -> float | None:
         if None not in (value, info.data.get("decay_iters")):
-            raise contradiction(
-                f"contradicts train.decay_iters = {info.data['decay_iters']}; set only one of"
-                " train.decay_ratio and train.decay_iters"
-            )
+            raise _two_ways("decay_ratio", "decay_iters", info)
         return value
 
     @field_validator("kahan_summation")
@@ -279,3 +274,11 @@ class Train(Table):
                 "Change train.global_batch_size, train.batch_size or the number of devices.",
             )
         return steps
+
+
+def _two_ways(key: str, other: str, info: ValidationInfo) -> PydanticCustomError:
+    """Return the error of a key that sets what another key sets, too."""
+    return contradiction(
+        f"contradicts train.{other} = {info.data[other]}; set only one of train.{key} and"
+        f" train.{other}"
+    )

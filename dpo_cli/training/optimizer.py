@@ -96,9 +96,9 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def make_optimizer(
-    parameters: Iterable[nn.Parameter], train: Train | None = None, model: nn.Module | None = None
+    parameters: Iterable[nn.Parameter], train: Train, model: nn.Module | None = None
 ) -> torch.optim.Optimizer:
-    """Return the optimizer of a profile; by default AdamW with torch's defaults.
+    """Return the optimizer of a profile.
 
     The learning rate is set before every step. On CUDA, one kernel of AdamW or SGD updates all
     weights.
@@ -112,18 +112,14 @@ def make_optimizer(
     Raises:
         DpoError: this version of torch has no such optimizer, or bitsandbytes is not installed.
     """
-    train = train or Train()
     require_optimizer(train)
     weights = list(parameters)
-    decayed = weights
+    undecayed: set[int] = set()
     if model is not None and not train.decay_norms_and_biases:
         undecayed = _norms_and_biases(model)
-        decayed = [each for each in weights if id(each) not in undecayed]
-    kept = {id(each) for each in decayed}
-    rest = [each for each in weights if id(each) not in kept]
-    groups: list[dict[str, Any]] = [{"params": decayed}] if decayed else []
-    if rest:
-        groups.append({"params": rest, "weight_decay": 0.0})
+    groups = _of([{"params": weights}], lambda each: id(each) not in undecayed)
+    for group in _of([{"params": weights}], lambda each: id(each) in undecayed):
+        groups.append({**group, "weight_decay": 0.0})
     if train.optimizer == "adamw8bit":
         return _adamw8bit(groups, train)
     if train.optimizer == "adafactor":
@@ -133,23 +129,21 @@ def make_optimizer(
         return torch.optim.SGD(groups, lr=0.0, weight_decay=train.weight_decay, fused=fused)
     if train.optimizer == "muon":
         embeddings = set() if model is None else _embeddings(model)
-
-        def parts(*, of_muon: bool) -> list[dict[str, Any]]:
-            found = [
-                {
-                    **group,
-                    "params": [
-                        each
-                        for each in group["params"]
-                        if (each.ndim == 2 and id(each) not in embeddings) is of_muon
-                    ],
-                }
-                for group in groups
-            ]
-            return [group for group in found if group["params"]]
-
-        return MuonAdamW(parts(of_muon=True), parts(of_muon=False), train)
+        matrices = {id(each) for each in weights if each.ndim == 2} - embeddings
+        return MuonAdamW(
+            _of(groups, lambda each: id(each) in matrices),
+            _of(groups, lambda each: id(each) not in matrices),
+            train,
+        )
     return _adamw(KahanAdamW if train.kahan_summation else torch.optim.AdamW, groups, train)
+
+
+def _of(
+    groups: Sequence[dict[str, Any]], is_wanted: Callable[[nn.Parameter], bool]
+) -> list[dict[str, Any]]:
+    """Return the parameter groups with the wanted parameters alone, without empty groups."""
+    found = [{**each, "params": [p for p in each["params"] if is_wanted(p)]} for each in groups]
+    return [each for each in found if each["params"]]
 
 
 def require_optimizer(train: Train) -> None:

@@ -291,7 +291,10 @@ def test_through_dpo_itself(dense: Trained, tmp_path: Path) -> None:
         (("eval", "gone.pth"), "gone.pth: no such file"),
         (("eval", "gone"), "there are no runs in runs"),
         (("eval", "full_sft_512.pth"), "full_sft_512.pth has no pairs of its own"),
-        (("eval", "full_sft_512.pth"), "Name preference pairs with --data FILE, or the profile"),
+        (
+            ("eval", "full_sft_512.pth"),
+            "Name preference pairs: --data FILE (data=FILE in Python), or the profile",
+        ),
         (
             ("eval", "full_sft_512.pth", "--best"),
             "full_sft_512.pth is not a run, so it has no best checkpoint",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from dpo_cli.models.huggingface import HuggingFace
 from dpo_cli.models.loading import ModelWeights, build_model
 from dpo_cli.models.trainable import LoraTraining, trainable_of
 from dpo_cli.profile.schema import Profile
+from dpo_cli.run.events import Evaluated, Event, StepDone
 from tests.support import families
 from tests.support.small_runs import golden_run
 from tests.support.two_layouts import ARCHITECTURES, MAX_SEQ_LEN, empty_state, random_weights
@@ -83,3 +86,14 @@ def lora_run(shared: Path, **changes: Any) -> list[str]:
     """Return `dpo train` of a small MiniMind model with an adapter: 12 steps."""
     settings = {"lora.rank": 4, "train.learning_rate": 1e-2, "train.epochs": 2, **changes}
     return golden_run(shared, "seed", False, **settings)
+
+
+def assert_starts_at_ln_2(events: Sequence[Event]) -> list[StepDone]:
+    """Check that a run began with policy and reference equal, and learned; return its steps."""
+    steps = [event for event in events if isinstance(event, StepDone)]
+    assert steps[0].losses == (math.log(2),)
+    assert steps[0].metrics["rewards/margins"] == 0.0
+    evaluations = [event for event in events if isinstance(event, Evaluated)]
+    assert evaluations[0].metrics["loss"] == math.log(2)
+    assert evaluations[-1].metrics["loss"] != math.log(2)
+    return steps

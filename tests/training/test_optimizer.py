@@ -64,9 +64,9 @@ def follow(start: Tensor, steps: int, schedule: str) -> tuple[Tensor, Tensor, Te
     plain, kahan_summation = Parameter(start.clone()), Parameter(start.clone())
     exact = Parameter(start.double())
     optimizers = {
-        plain: make_optimizer([plain]),
+        plain: make_optimizer([plain], Train()),
         kahan_summation: make_optimizer([kahan_summation], Train(kahan_summation=True)),
-        exact: make_optimizer([exact]),
+        exact: make_optimizer([exact], Train()),
     }
     cosine = LearningRate("minimind2", 1e-8, steps, 0)
     for step in range(steps):

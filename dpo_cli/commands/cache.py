@@ -7,14 +7,14 @@ from typing import Any
 
 import typer
 
-from dpo_cli.commands.console import plain_console, print_json
+from dpo_cli.commands.console import print_json
 from dpo_cli.commands.group import HelpGroup
 from dpo_cli.commands.help import HelpCommand
 from dpo_cli.commands.options import DryRunOption, JsonOption
 from dpo_cli.errors import DpoError
 from dpo_cli.formatting import format_count, format_duration, format_size
 from dpo_cli.run.caches import KINDS, entries, remove, require_cache_directory
-from dpo_cli.ui.terminal.console import echo
+from dpo_cli.ui.terminal.console import echo, line_console
 
 cache = typer.Typer(name="cache", cls=HelpGroup, no_args_is_help=True, add_completion=False)
 
@@ -62,7 +62,7 @@ def size_of(json: JsonOption = False) -> None:
     if json:
         print_json({"path": require_cache_directory(), "size_bytes": total, "kinds": facts})
         return
-    console = plain_console()
+    console = line_console()
     for kind, fact in facts.items():
         if fact["files"]:
             ago = format_duration(max(0.0, time.time() - fact["last_used"]))

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from dpo_cli.commands.complete import complete_model
-from dpo_cli.commands.console import json_text, plain_console, say
+from dpo_cli.commands.console import json_text, say
 from dpo_cli.commands.options import (
     MODEL_HELP,
     BestOption,
@@ -31,6 +31,7 @@ from dpo_cli.run.lookup import find_saved_run
 from dpo_cli.run.models import NamedModel, find_model
 from dpo_cli.streams import stream_name
 from dpo_cli.ui.terminal.chat import ChatScreen
+from dpo_cli.ui.terminal.console import line_console
 from dpo_cli.ui.terminal.keyboard import deferred_ctrl_c
 from dpo_cli.ui.terminal.progress import PhaseBar
 
@@ -146,7 +147,7 @@ def chat(
     named_reference = None if reference is None else find_model(reference, root, say)
     rows = None if prompts is None else read_prompts(prompts)
 
-    notes = plain_console(stderr=True)
+    notes = line_console(stderr=True)
     with notes.status("reading the weights"):
         from dpo_cli.inference.chat import Conversation, open_responders  # loads torch
         from dpo_cli.models.generation import Decoding
@@ -164,7 +165,7 @@ def chat(
     if rows is not None:
         _answer_rows(notes, responders, rows, system, out)
         return
-    screen = ChatScreen(plain_console(), notes, ROLES[: len(responders)])
+    screen = ChatScreen(line_console(), notes, ROLES[: len(responders)])
     conversations = [Conversation(responder, system) for responder in responders]
     if prompt is not None:
         if screen.show(_ask(conversations, prompt)):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from dpo_cli.commands.complete import complete_run
-from dpo_cli.commands.console import plain_console, print_json
+from dpo_cli.commands.console import print_json
 from dpo_cli.commands.options import DryRunOption, JsonOption, RunsDirOption
 from dpo_cli.errors import DpoError, ExitCode, first_line
 from dpo_cli.formatting import format_size
@@ -19,6 +19,7 @@ from dpo_cli.run.lookup import find_run, find_runs
 from dpo_cli.run.summary import summarize
 from dpo_cli.run.view import RunState
 from dpo_cli.shell import dpo_command
+from dpo_cli.ui.terminal.console import line_console
 
 
 def clean(
@@ -74,7 +75,7 @@ def clean(
         if failed:
             raise typer.Exit(ExitCode.FAILED)
         return
-    console = plain_console()
+    console = line_console()
     for cleaning in freed:
         console.print(f"{cleaning.run.designation}: {format_size(cleaning.size_bytes)}")
         for item in cleaning.items:

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from dpo_cli.errors import DpoError, naming
 from dpo_cli.files import write_atomically
 from dpo_cli.printable import escape_json
@@ -36,14 +34,9 @@ _STREAMS = {
 """Descriptors of the standard streams by their paths."""
 
 
-def plain_console(*, stderr: bool = False) -> Console:
-    """Return a console on standard output, or error, for lines; see `line_console`."""
-    return line_console(stderr=stderr)
-
-
 def say(line: str) -> None:
     """Print one line on standard error."""
-    plain_console(stderr=True).print(line)
+    line_console(stderr=True).print(line)
 
 
 def print_json(value: Any) -> None:

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from dpo_cli.commands.console import plain_console
 from dpo_cli.commands.options import SetOption
 from dpo_cli.data.convert import Converted, convert_source, destination
 from dpo_cli.data.row_writers import Layout
@@ -21,7 +20,7 @@ from dpo_cli.profile.load import profile_from_values
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path, show_value
 from dpo_cli.run.disk import explain_disk_errors
-from dpo_cli.ui.terminal.console import SafeConsole
+from dpo_cli.ui.terminal.console import SafeConsole, line_console
 from dpo_cli.ui.terminal.progress import PhaseBar
 
 _KEYS = ("data.format", "data.columns")
@@ -84,7 +83,7 @@ def _profile(data: list[Path], settings: list[str]) -> Profile:
 
 
 def _print(converted: Converted, layout: Layout) -> None:
-    console = plain_console()
+    console = line_console()
     skipped = sum(converted.skipped.values())
     console.print(
         f"wrote {show_path(converted.path)}: {format_count(converted.pairs, 'pair')} in the format"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import typer
 
-from dpo_cli.commands.console import plain_console
 from dpo_cli.commands.export import export
 from dpo_cli.commands.options import PlainOption, QuietOption, RunsDirOption
 from dpo_cli.commands.training_view import train_in_view
@@ -14,6 +13,7 @@ from dpo_cli.profile.source import shipped_profiles
 from dpo_cli.run.directory import runs_root
 from dpo_cli.run.start import new_run
 from dpo_cli.shell import dpo_command
+from dpo_cli.ui.terminal.console import line_console
 
 
 def demo(
@@ -39,7 +39,7 @@ def demo(
     if not run.is_completed:  # the user has left the panel
         return
     export(str(run.path))
-    console = plain_console()
+    console = line_console()
     console.print(f"look at it again: {dpo_command('show', run.designation)}")
     console.print(f"chat with it: {dpo_command('chat', run.designation)}")
     console.print(f"next, your own model: {dpo_command('init', 'my-run')}")

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from dpo_cli.api.run import Run
-from dpo_cli.commands.console import plain_console, say
+from dpo_cli.commands.console import say
 from dpo_cli.commands.options import BestOption, RunArgument, RunsDirOption, SetOption
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.export.gguf.quantizations import (
@@ -22,7 +22,7 @@ from dpo_cli.export.gguf.quantizations import (
 from dpo_cli.formatting import format_duration
 from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.lookup import find_saved_run
-from dpo_cli.ui.terminal.console import SafeConsole
+from dpo_cli.ui.terminal.console import SafeConsole, line_console
 from dpo_cli.ui.terminal.export import export_lines, held_out_lines, try_lines
 from dpo_cli.ui.terminal.gguf import file_table, gguf_lines, gguf_try_lines, recommendation_line
 from dpo_cli.ui.terminal.progress import PhaseBar
@@ -152,7 +152,7 @@ def export(
     """
     if seed is not None and rounding is not RoundingMode.STOCHASTIC:
         raise UsageError("--seed: only stochastic rounding is random", "Add --rounding stochastic.")
-    console = plain_console()
+    console = line_console()
     run = find_saved_run(runs_root(runs_dir), run_name, say)
     if form is Format.GGUF:
         _refuse_precision(dtype, rounding)

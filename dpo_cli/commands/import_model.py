@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from dpo_cli.commands.console import plain_console
 from dpo_cli.commands.export import Dtype
 from dpo_cli.formatting import format_count
+from dpo_cli.ui.terminal.console import line_console
 
 
 def import_model(
@@ -37,7 +37,7 @@ def import_model(
 
     Example: `dpo import ./MiniMind2 --to out/full_sft_768.pth`
     """
-    console = plain_console()
+    console = line_console()
     with console.status(f"importing {directory}"):
         from dpo_cli.export.import_hf import import_directory  # loads torch
 

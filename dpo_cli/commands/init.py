@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from dpo_cli.commands.console import plain_console
 from dpo_cli.commands.found_files import Chosen, Wanted, choose_files
 from dpo_cli.commands.pair_facts import parse_columns
 from dpo_cli.errors import UsageError
@@ -31,6 +30,7 @@ from dpo_cli.profile.recipe import (
 from dpo_cli.profile.template import SCHEMA_NAME, render, render_short, schema_text
 from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.shell import dpo_command
+from dpo_cli.ui.terminal.console import line_console
 
 
 class Template(StrEnum):
@@ -157,7 +157,7 @@ def init(
     Example: `dpo init first --model ../minimind --data hf:ORG/NAME`
     """
     path = _target(name, out, force=force)
-    console = plain_console()
+    console = line_console()
     script: LoadedProfile | None = None
     if settings is not None:
         _refuse_other_options(recipe, tokenizer, columns, download)

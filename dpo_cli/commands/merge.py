@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dpo_cli.commands.complete import complete_model
-from dpo_cli.commands.console import plain_console, print_evaluation, print_json, say
+from dpo_cli.commands.console import print_evaluation, print_json, say
 from dpo_cli.commands.export import Dtype
 from dpo_cli.commands.options import (
     MODEL_HELP,
@@ -28,7 +28,7 @@ from dpo_cli.run.directory import runs_root
 from dpo_cli.run.eval_config import find_eval_config
 from dpo_cli.run.models import find_model
 from dpo_cli.run.protected import inputs_of_model, inputs_of_profile, require_free_of_inputs
-from dpo_cli.ui.terminal.console import SafeConsole
+from dpo_cli.ui.terminal.console import SafeConsole, line_console
 from dpo_cli.ui.terminal.evaluation import as_json
 from dpo_cli.ui.terminal.export import try_lines
 from dpo_cli.ui.terminal.progress import PhaseBar
@@ -132,7 +132,7 @@ def merge(
         }
         print_json(facts)
         return
-    console = plain_console()
+    console = line_console()
     console.print(
         f"wrote {path}: {format_size(size_bytes(path))}, {written.dtype_name}, {1 - weight:g} of "
         f"{models[0].title} and {weight:g} of {models[1].title}"

@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from dpo_cli.api.run import Run
-from dpo_cli.commands.console import plain_console, say
+from dpo_cli.commands.console import say
 from dpo_cli.commands.options import RunArgument, RunsDirOption, SetOption
 from dpo_cli.formatting import format_count, format_size
 from dpo_cli.run.directory import runs_root
 from dpo_cli.run.lookup import find_saved_run
+from dpo_cli.ui.terminal.console import line_console
 
 
 def push(
@@ -49,7 +50,7 @@ def push(
 
     Example: `dpo push dense my-name/my-model`
     """
-    console = plain_console()
+    console = line_console()
     run = Run(find_saved_run(runs_root(runs_dir), run_name, say))
     console.print(f"pushing {run.directory.designation} to {repository}")
     report = run.push(repository, source, public=public, settings=settings)

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from dpo_cli.commands.console import plain_console
 from dpo_cli.commands.options import (
     DetachOption,
     NprocOption,
@@ -31,6 +30,7 @@ from dpo_cli.run.lookup import find_run
 from dpo_cli.run.rank_start import take_place
 from dpo_cli.run.start import AlreadyCompleteError, resumed_run
 from dpo_cli.shell import dpo_command
+from dpo_cli.ui.terminal.console import line_console
 
 COMMAND_CLASS = TorchrunCommand
 
@@ -82,7 +82,7 @@ def resume(
         ) as start:
             train_in_view(start, plain=plain, quiet=quiet, detach=detach)
     except AlreadyCompleteError as complete:
-        console = plain_console()
+        console = line_console()
         console.print(f"{complete.message}. {complete.remedy}")
         console.print(f"export: {dpo_command('export', run.designation)}")
 

@@ -10,14 +10,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dpo_cli.commands.console import plain_console, print_json
+from dpo_cli.commands.console import print_json
 from dpo_cli.commands.options import RunsDirOption
 from dpo_cli.formatting import format_duration, format_progress, format_size
 from dpo_cli.run.directory import runs_root
 from dpo_cli.run.lookup import list_runs
 from dpo_cli.run.summary import RunSummary, summarize
 from dpo_cli.shell import dpo_command
-from dpo_cli.ui.terminal.console import SafeConsole
+from dpo_cli.ui.terminal.console import SafeConsole, line_console
 
 _PIPE_WIDTH = 200
 _COLUMNS: Mapping[str, Callable[[RunSummary], str]] = {
@@ -48,8 +48,8 @@ def runs(
     if json:
         print_json([dataclasses.asdict(summary) for summary in summaries])
     elif not summaries:
-        plain_console().print(f"there are no runs in {root}")
-        plain_console().print(f"start one: {dpo_command('train', 'PROFILE')}")
+        line_console().print(f"there are no runs in {root}")
+        line_console().print(f"start one: {dpo_command('train', 'PROFILE')}")
     else:
         console = SafeConsole(highlight=False, markup=False, emoji=False)
         if not console.is_terminal:

@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from dpo_cli.commands.console import plain_console, write_output
+from dpo_cli.commands.console import write_output
 from dpo_cli.commands.options import HeightOption, RunArgument, RunsDirOption, WidthOption
 from dpo_cli.errors import DpoError
 from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.lookup import find_run
 from dpo_cli.ui.snapshot import HEIGHT, WIDTH, print_panel, read_panel
 from dpo_cli.ui.terminal.capture import captured_file, recording_console
-from dpo_cli.ui.terminal.console import echo
+from dpo_cli.ui.terminal.console import echo, line_console
 from dpo_cli.ui.terminal.dashboard import Dashboard
 from dpo_cli.ui.terminal.panel import terminal_size
 from dpo_cli.ui.terminal.plain import sample_texts
@@ -78,7 +78,7 @@ def _print_samples(run: RunDirectory, dashboard: Dashboard) -> None:
         raise DpoError(
             f"{run.name} has no samples", "Set eval.num_samples to 3 to sample three prompts."
         )
-    console = plain_console()
+    console = line_console()
     console.print(f"after step {sampled.optimizer_step}")
     # A file or pipe gets each text on one line, which a search finds whole.
     width = terminal_size().width if sys.stdout.isatty() else sys.maxsize

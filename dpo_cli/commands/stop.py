@@ -6,7 +6,6 @@ import time
 
 import typer
 
-from dpo_cli.commands.console import plain_console
 from dpo_cli.commands.options import RunArgument, RunsDirOption
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.run.directory import runs_root
@@ -14,6 +13,7 @@ from dpo_cli.run.events import Completed, EventReader, Failed, Stopped
 from dpo_cli.run.lookup import find_run
 from dpo_cli.run.thinning import read_view
 from dpo_cli.shell import dpo_command
+from dpo_cli.ui.terminal.console import line_console
 from dpo_cli.ui.terminal.result import completed_lines, stopped_lines
 
 _POLL_SECONDS = 0.2
@@ -27,7 +27,7 @@ def stop(run_name: RunArgument = None, runs_dir: RunsDirOption = None) -> None:
 
     Example: `dpo stop dense`
     """
-    console = plain_console()
+    console = line_console()
     run = find_run(runs_root(runs_dir), run_name, prefer=lambda run: run.holder() is not None)
     name, holder = run.designation, run.holder()
     if holder is None:

@@ -13,7 +13,7 @@ import typer
 
 from dpo_cli.commands.compare import print_comparison
 from dpo_cli.commands.compared_runs import compared_run
-from dpo_cli.commands.console import plain_console, print_json
+from dpo_cli.commands.console import print_json
 from dpo_cli.commands.options import (
     DetachOption,
     PlainOption,
@@ -40,6 +40,7 @@ from dpo_cli.run.sweep_runner import (
 from dpo_cli.run.thinning import ThinnedHistory
 from dpo_cli.shell import dpo_command
 from dpo_cli.ui.comparison import as_json, best
+from dpo_cli.ui.terminal.console import line_console
 from dpo_cli.ui.terminal.panel import has_terminal
 from dpo_cli.ui.terminal.sweep import (
     SweepPanel,
@@ -111,7 +112,7 @@ def sweep(
     if not json:
         with contextlib.suppress(OSError, SystemExit):  # a closed pipe must not end the runs
             for part in plan_lines(directory.name, statuses, parallel):
-                plain_console().print(part)
+                line_console().print(part)
     elif dry_run:
         print_json({"sweep": directory.name, "points": plan_as_json(statuses)})
     if dry_run:
@@ -161,7 +162,7 @@ class _SweepView:
             DpoError: the sweep cannot continue.
         """
         runner = SweepRunner(self._directory, self._points, self._observer, self._print, _fork)
-        console = plain_console(stderr=self._is_json)
+        console = line_console(stderr=self._is_json)
 
         def train() -> ExitCode:
             return runner.run(parallel, announce=not self._quiet)
@@ -192,11 +193,11 @@ class _SweepView:
             raise typer.Exit(code)
 
     def _observer(self, run: RunDirectory) -> Observer:
-        console = plain_console(stderr=self._is_json)
+        console = line_console(stderr=self._is_json)
         return plain_report(run, console, quiet=self._quiet)
 
     def _print(self, line: str) -> None:
-        plain_console(stderr=self._is_json).print(line)
+        line_console(stderr=self._is_json).print(line)
 
 
 def _print_results(directory: SweepDirectory, points: Sequence[Point], *, json: bool) -> None:
@@ -225,7 +226,7 @@ def _print_results(directory: SweepDirectory, points: Sequence[Point], *, json: 
     else:
         print_comparison(compared)
         for line in [*failure_lines(compared), *best_lines(compared, statuses, runs)]:
-            plain_console().print(line)
+            line_console().print(line)
     if not all(status.is_completed for status in statuses):
         raise typer.Exit(ExitCode.FAILED)
 

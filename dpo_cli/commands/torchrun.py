@@ -8,13 +8,13 @@ from typing import Any
 
 import typer
 
-from dpo_cli.commands.console import plain_console
 from dpo_cli.commands.help import HelpCommand
 from dpo_cli.errors import ExitCode
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run import launch
 from dpo_cli.run.torchrun import processes_here, torchrun_arguments
 from dpo_cli.shell import join
+from dpo_cli.ui.terminal.console import line_console
 from dpo_cli.ui.terminal.plain import PlainReport
 
 _META_KEY = "torchrun"
@@ -64,7 +64,7 @@ def print_torchrun(
     kept = [s for s in settings if not s.startswith("launch.") or s.startswith(_WITHOUT_OPTION)]
     words = [*words, *(word for setting in kept for word in ("--set", setting))]
     # A line break would end the command where it is pasted.
-    plain_console().print(join(["torchrun", *arguments, "-m", "dpo_cli", *words]), soft_wrap=True)
+    line_console().print(join(["torchrun", *arguments, "-m", "dpo_cli", *words]), soft_wrap=True)
 
 
 def join_run(profile: Profile, torchrun: Sequence[str]) -> ExitCode:
@@ -74,7 +74,7 @@ def join_run(profile: Profile, torchrun: Sequence[str]) -> ExitCode:
         DpoError: ranks of this machine were lost, or the first machine was not found.
     """
     processes, own = processes_here(profile), profile.launch
-    console = plain_console()
+    console = line_console()
     ranks = "1 rank joins" if processes == 1 else f"{processes} ranks join"
     console.print(
         f"machine {own.node_rank} of {own.nnodes}: {ranks} the run of the first machine at"

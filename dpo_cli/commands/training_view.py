@@ -9,7 +9,6 @@ from collections.abc import Callable
 import typer
 from rich.console import Console
 
-from dpo_cli.commands.console import plain_console
 from dpo_cli.errors import ExitCode
 from dpo_cli.files import open_for_appending
 from dpo_cli.run import launch
@@ -20,6 +19,7 @@ from dpo_cli.run.locked_directory import LockedDirectory
 from dpo_cli.run.start import Start
 from dpo_cli.run.thinning import ThinnedReader, read_view
 from dpo_cli.shell import dpo_command
+from dpo_cli.ui.terminal.console import line_console
 from dpo_cli.ui.terminal.ending import ending_lines
 from dpo_cli.ui.terminal.panel import Panel, has_terminal
 from dpo_cli.ui.terminal.plain import PlainReport
@@ -43,9 +43,9 @@ def train_in_view(start: Start, *, plain: bool, quiet: bool, detach: bool) -> No
     run = start.run
 
     def train() -> ExitCode:
-        return start.launch(plain_report(run, plain_console(), quiet=quiet))
+        return start.launch(plain_report(run, line_console(), quiet=quiet))
 
-    console = plain_console()
+    console = line_console()
     if detach and (pid := launch.detach(run, start.lock)):
         _print_background(console, run, pid)
         return
@@ -73,7 +73,7 @@ def plain_report(run: RunDirectory, console: Console, *, quiet: bool = False) ->
 
 def _train_behind_panel(start: Start, train: Callable[[], ExitCode]) -> ExitCode:
     """Train in the background and show the panel until the run ends or the user leaves."""
-    run, console = start.run, plain_console()
+    run, console = start.run, line_console()
     panel = Panel(run, console, ThinnedReader(run.events_path).read_new)
     panel.catch_up()
     panel.view.expect_start()

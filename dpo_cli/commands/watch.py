@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from dpo_cli.commands.console import plain_console
 from dpo_cli.commands.options import PlainOption, RunArgument, RunsDirOption
 from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.events import EventReader, history
 from dpo_cli.run.lookup import find_run
 from dpo_cli.run.thinning import ThinnedReader
 from dpo_cli.ui.snapshot import print_panel, read_panel
+from dpo_cli.ui.terminal.console import line_console
 from dpo_cli.ui.terminal.panel import REPLAY_KEYS, Panel, has_terminal
 from dpo_cli.ui.terminal.plain import PlainReport
 from dpo_cli.ui.terminal.replay import Replay
@@ -43,7 +43,7 @@ def watch(
     Example: `dpo watch dense --speed 20`
     """
     run = find_run(runs_root(runs_dir), run_name, prefer=lambda run: run.holder() is not None)
-    console = plain_console()
+    console = line_console()
     if plain or not has_terminal(console):
         _print_lines(run)
         return
@@ -66,7 +66,7 @@ def watch(
 
 def _print_lines(run: RunDirectory) -> None:
     """Print the lines of `dpo train --plain` until no process trains the run."""
-    report = PlainReport(plain_console(), run.designation, run.path)
+    report = PlainReport(line_console(), run.designation, run.path)
     reader = EventReader(run.events_path)
     while True:
         is_over = run.holder() is None  # read before the events, so that the last are printed

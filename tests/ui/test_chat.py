@@ -13,7 +13,7 @@ from tests.support.terminal import Terminal
 CHAT = """
 import sys, time
 from dpo_cli.commands.chat import ROLES, _converse
-from dpo_cli.commands.console import plain_console
+from dpo_cli.ui.terminal.console import line_console
 from dpo_cli.errors import DpoError
 from dpo_cli.ui.terminal.chat import ChatScreen
 
@@ -41,7 +41,7 @@ class Conversation:
     def clear(self):
         self.asked = 0
 
-screen = ChatScreen(plain_console(), plain_console(), ROLES)
+screen = ChatScreen(line_console(), line_console(), ROLES)
 _converse(screen, [Conversation("\\u5f3a"), Conversation("good")])
 print("the end")
 """

@@ -80,6 +80,23 @@ class Chosen:
     directory: Path | None
 
 
+@dataclass(frozen=True)
+class _Candidates:
+    """What there is to choose from.
+
+    Attributes:
+        hub: name of a model on the Hub, instead of models on this machine.
+        models: weights files and Hugging Face directories.
+        pairs: files and folders of pairs, or data sets on the Hub.
+        tokenizers: folders found beside them; MiniMind's own checkout may have another.
+    """
+
+    hub: str | None
+    models: Sequence[Path]
+    pairs: Sequence[Path]
+    tokenizers: Sequence[Path]
+
+
 @dataclass
 class _PairTest:
     """Callable that returns True for a file of pairs, and records the other files that it reads."""
@@ -120,15 +137,48 @@ def choose_files(wanted: Wanted, console: Console) -> Chosen:
             pairs, and neither a terminal to ask nor a kind of model to start from.
         DpoError: a data set or model on the Hub cannot be read.
     """
-    is_pairs, project = _PairTest(), Path.cwd()
-    found = discover_project(project, is_pairs)
+    is_pairs = _PairTest()
+    candidates = _candidates(wanted, is_pairs)
+    hub, models, pairs = candidates.hub, candidates.models, candidates.pairs
+    model, pair_file = ask_which("model", models), ask_which("data", pairs)
+    is_huggingface = bool(hub or wanted.kind == "hf" or (model and model.is_dir()))
+    tokenizers: list[Path] = []
+    if not is_huggingface:
+        tokenizers = _tokenizers(wanted, model, candidates.tokenizers)
+    tokenizer = ask_which("tokenizer", tokenizers)
+    if hub:
+        console.print(f"model: {hub}")
+    else:
+        _print_found(console, "model", models, model)
+    if not is_huggingface:
+        _print_found(console, "tokenizer", tokenizers, tokenizer)
+    if pair_file and is_on_hub(pair_file):
+        console.print(f"data: {pair_file}")
+    else:
+        _print_found(console, "data", pairs, pair_file)
+    for problem in is_pairs.problems:
+        console.print(f"  not read: {problem}")
+    directory = _directory_of(hub, model, wanted.download)
+    inputs = Inputs(model, tokenizer, pair_file, parameters=_parameters(hub, directory))
+    inputs = look_at_pairs(inputs, wanted.columns, directory or tokenizer, console)
+    if wanted.download and pair_file and is_on_hub(pair_file):
+        fetch_data(str(pair_file))
+    return Chosen(inputs, hub, is_huggingface, directory)
+
+
+def _candidates(wanted: Wanted, is_pairs: _PairTest) -> _Candidates:
+    """Search for what the user has not named; a terminal asks for what is nowhere.
+
+    Raises:
+        UsageError, DpoError: as in `choose_files`.
+    """
+    found = discover_project(Path.cwd(), is_pairs)
     named = _named_model(wanted.model, is_pairs)
+    hub = wanted.model if wanted.model and is_on_hub(wanted.model) else None
     models = named.models if wanted.model else _of_kind(found.models, wanted.kind)
     pairs = _named_pairs(wanted.data, is_pairs) if wanted.data else found.pairs or named.pairs
-    hub = wanted.model if wanted.model and is_on_hub(wanted.model) else None
-    around = FoundFiles()
     if not (models or hub) or not pairs:
-        around = discover_around(project, _PairTest())  # files outside are no problem
+        around = discover_around(Path.cwd(), _PairTest())  # files outside are no problem
         missing = Missing(
             model=not (models or hub),
             pairs=not pairs,
@@ -150,30 +200,7 @@ def choose_files(wanted: Wanted, console: Console) -> Chosen:
                 pairs = _named_pairs(Path(answer), is_pairs)
         elif wanted.kind is None:
             raise missing.error(wanted.name, wanted.model, wanted.data)
-    model, pair_file = ask_which("model", models), ask_which("data", pairs)
-    is_huggingface = bool(hub or wanted.kind == "hf" or (model and model.is_dir()))
-    tokenizers: list[Path] = []
-    if not is_huggingface:
-        tokenizers = _tokenizers(wanted, model, (*named.tokenizers, *found.tokenizers))
-    tokenizer = ask_which("tokenizer", tokenizers)
-    if hub:
-        console.print(f"model: {hub}")
-    else:
-        _print_found(console, "model", models, model)
-    if not is_huggingface:
-        _print_found(console, "tokenizer", tokenizers, tokenizer)
-    if pair_file and is_on_hub(pair_file):
-        console.print(f"data: {pair_file}")
-    else:
-        _print_found(console, "data", pairs, pair_file)
-    for problem in is_pairs.problems:
-        console.print(f"  not read: {problem}")
-    directory = _directory_of(hub, model, wanted.download)
-    inputs = Inputs(model, tokenizer, pair_file, parameters=_parameters(hub, directory))
-    inputs = look_at_pairs(inputs, wanted.columns, directory or tokenizer, console)
-    if wanted.download and pair_file and is_on_hub(pair_file):
-        fetch_data(str(pair_file))
-    return Chosen(inputs, hub, is_huggingface, directory)
+    return _Candidates(hub, models, pairs, (*named.tokenizers, *found.tokenizers))
 
 
 def _directory_of(hub: str | None, model: Path | None, download: bool | None) -> Path | None:

@@ -75,21 +75,36 @@ def in_background(
     `train`.
     """
     outcome = outcome_file()
-    # Blocked until the new process has its own session, and this process its handlers: a Ctrl-C in
-    # between would reach both, or only the one that must not die.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _RELAYED)
-    pid = launch.detach(directory, lock)
-    if not pid:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _RELAYED)
-        raise SystemExit(_train_and_report(outcome, train))
-    supervisor = Supervisor(directory, pid, outcome)
-    before = {number: signal.signal(number, supervisor.relay) for number in _RELAYED}
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _RELAYED)
-    try:
-        yield supervisor
-    finally:
+    early: list[int] = []
+    # Kept until there is a process to relay them to. Blocking them is not enough: in a process with
+    # threads, the kernel gives a blocked signal to another thread, and Python then runs the handler
+    # of that moment.
+    before = {
+        number: signal.signal(number, lambda number, _: early.append(number)) for number in _RELAYED
+    }
+
+    def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+    try:
+        # Blocked until the new process has its own session and its handlers: a Ctrl-C in between
+        # would reach both.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _RELAYED)
+        pid = launch.detach(directory, lock)
+        if not pid:
+            restore()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _RELAYED)
+            raise SystemExit(_train_and_report(outcome, train))
+        supervisor = Supervisor(directory, pid, outcome)
+        for number in _RELAYED:
+            signal.signal(number, supervisor.relay)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _RELAYED)
+        for number in early:
+            supervisor.relay(number)
+        yield supervisor
+    finally:
+        restore()
         os.close(outcome)
 
 

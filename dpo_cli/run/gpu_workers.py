@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
+from typing import Any
 
 from dpo_cli.errors import ExitCode
 from dpo_cli.run.gpus import count_gpus
@@ -51,24 +51,25 @@ def on_gpus(
 
         return fork(work_on_gpu)
 
-    relayed: list[int] = []
-
-    def relay(number: int, _frame: FrameType | None = None) -> None:
-        relayed.append(number)
-        for process in processes:
-            process.send_signal(number)
-
-    # Signals wait until all processes exist: one that arrived earlier would miss some of them.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _RELAYED)
-    processes = [start(gpu) for gpu in gpus]
-    os.close(reading)
-    before = {number: signal.signal(number, relay) for number in _RELAYED}
+    told: list[int] = []
+    # Handlers before processes. Blocking the signals would not do: in a process with threads, the
+    # kernel gives a blocked signal to another thread, and Python then runs the handler of that
+    # moment.
+    before: dict[int, Any] = {
+        number: signal.signal(number, lambda number, _: told.append(number)) for number in _RELAYED
+    }
     before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _RELAYED)
     try:
+        processes = [start(gpu) for gpu in gpus]
+        os.close(reading)
+        relayed = 0
         while None in [process.poll() for process in processes]:
-            if any(process.returncode for process in processes) and not relayed:
-                relay(signal.SIGTERM)  # one process failed or was stopped: stop the others
+            if any(process.returncode for process in processes) and not told:
+                told.append(signal.SIGTERM)  # one process failed or was stopped: stop the others
+            for number in told[relayed:]:
+                relayed += 1
+                for process in processes:
+                    process.send_signal(number)
             time.sleep(_POLL_SECONDS)
     finally:
         for number, handler in before.items():

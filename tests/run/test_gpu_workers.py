@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,6 +73,30 @@ def test_signals_reach_every_process(tmp_path: Path) -> None:
         return waits(tmp_path, letters, tell)
 
     assert on_gpus(["0", "1"], "AB", work) is ExitCode.INTERRUPTED
+
+
+def test_a_signal_between_two_starts_reaches_every_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second thread receives a signal that the first one blocks."""
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+
+    def fork_and_signal(work: Callable[[], int]) -> Forked:
+        process = fork(work)
+        until((tmp_path / f"ready-{process.pid}").exists)
+        if len(list(tmp_path.iterdir())) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return process
+
+    monkeypatch.setattr(gpu_workers, "fork", fork_and_signal)
+    try:
+        code = on_gpus(["0", "1"], "AB", lambda letters: waits(tmp_path, letters))
+    finally:
+        end.set()
+    assert code is ExitCode.INTERRUPTED
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_the_processes_die_with_their_parent(tmp_path: Path) -> None:

@@ -57,6 +57,17 @@ def format_rate(number: float) -> str:
     return f"{number:.1e}".replace("e-0", "e-") if number else "0"
 
 
+def format_speed(pairs: float, seconds: float) -> str:
+    """Return a speed in the unit that shows it: 5.0 pairs/s, 4.2 pairs/min or 71 s/pair."""
+    if not pairs or not seconds:
+        return "0.0 pairs/s"
+    if pairs / seconds >= 1:
+        return f"{pairs / seconds:.1f} pairs/s"
+    if 60 * pairs / seconds >= 1:
+        return f"{60 * pairs / seconds:.1f} pairs/min"
+    return f"{seconds / pairs:,.0f} s/pair"
+
+
 def format_progress(done: int, total: int | None) -> str:
     """Return how many of a total are done: 1,200/4,000, or 1,200/? while it is unknown."""
     return f"{done:,}/{'?' if total is None else f'{total:,}'}"

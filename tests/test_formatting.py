@@ -12,6 +12,7 @@ from dpo_cli.formatting import (
     format_progress,
     format_rate,
     format_size,
+    format_speed,
     format_with_interval,
 )
 
@@ -52,6 +53,13 @@ def test_shares_and_rates() -> None:
     assert format_percent(0.02314) == "2.31 %"
     assert format_rate(1.06e-8) == "1.1e-8"
     assert format_with_interval(0.97, 0.931, 0.99) == "0.97 (0.93-0.99)"
+
+
+def test_a_slow_speed_has_a_unit_that_shows_it() -> None:
+    assert format_speed(10, 2.0) == "5.0 pairs/s"
+    assert format_speed(4, 60.0) == "4.0 pairs/min"
+    assert format_speed(2, 142.0) == "71 s/pair"
+    assert format_speed(0, 0.0) == "0.0 pairs/s"
 
 
 def test_progress_towards_an_unknown_total() -> None:

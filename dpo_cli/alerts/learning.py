@@ -84,9 +84,10 @@ def displacement(history: RunHistory, facts: RunFacts) -> Alert | None:
     }
     return Alert(
         code="displacement",
-        message=f"step {history.last.step}: the margin grows ({now['margins']:+.2g}) while both"
-        f" rewards fall (chosen {now['chosen']:+.2g}, rejected {now['rejected']:+.2g}): the chosen"
-        " answers become less likely too, and the probability goes to answers outside the data",
+        message=f"step {history.last.optimizer_step}: the margin grows ({now['margins']:+.2g})"
+        f" while both rewards fall (chosen {now['chosen']:+.2g}, rejected {now['rejected']:+.2g}):"
+        " the chosen answers become less likely too, and the probability goes to answers outside"
+        " the data",
         remedy="Watch the held-out metrics and samples, and stop when they get worse. Next time,"
         " use a smaller learning rate or a higher dpo.beta.",
     )

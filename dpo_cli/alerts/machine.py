@@ -57,8 +57,8 @@ class Speed:
             return None
         return Alert(
             code="slow",
-            message=f"step {event.step}: {speed:,.0f} tokens/s for {self._slow_seconds:.0f} s;"
-            f" the usual speed of this run is {usual:,.0f}",
+            message=f"step {event.optimizer_step}: {speed:,.0f} tokens/s for"
+            f" {self._slow_seconds:.0f} s; the usual speed of this run is {usual:,.0f}",
             remedy="Check for other programs (top, nvidia-smi), heat and low memory. The result"
             " does not change.",
         )
@@ -101,7 +101,7 @@ class Contention:
             return None
         return Alert(
             code="cpu-contention",
-            message=f"step {event.step}: {contention_message(times, share)}",
+            message=f"step {event.optimizer_step}: {contention_message(times, share)}",
             remedy=contention_remedy(self._threads),
         )
 

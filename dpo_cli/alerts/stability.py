@@ -37,7 +37,7 @@ def gradient(history: RunHistory, facts: RunFacts) -> Alert | None:
     loss, first_loss = fmean(history.recent_values("loss")), history.first[0].metrics["loss"]
     # Root mean square of the gradient of one weight. A gradient as small as AdamW's epsilon moves
     # its weight by half a learning rate, a smaller one by less (Kingma and Ba 2015, algorithm 1).
-    step, per_weight = history.last.step, now / math.sqrt(facts.recipe.parameters)
+    step, per_weight = history.last.optimizer_step, now / math.sqrt(facts.recipe.parameters)
     if per_weight < facts.adam_epsilon or now < VANISHED * max(norms):
         if loss < MEMORIZED * first_loss:
             return Alert(
@@ -85,8 +85,8 @@ def spike(history: RunHistory, facts: RunFacts) -> Alert | None:
         return None
     return Alert(
         code="loss-spike",
-        message=f"step {event.step}: the loss was {event.losses[worst]:.2f}, after {usual:.2f}"
-        f" before, on these pairs: {facts.rows_of(event.optimizer_step, worst)}",
+        message=f"step {event.optimizer_step}: the loss was {event.losses[worst]:.2f}, after"
+        f" {usual:.2f} before, on these pairs: {facts.rows_of(event.optimizer_step, worst)}",
         remedy="Check these rows for swapped sides and damaged text. If they are correct, lower"
         " train.learning_rate.",
     )
@@ -100,7 +100,7 @@ def drift(history: RunHistory, facts: RunFacts) -> Alert | None:
         where, kl = "the training pairs", fmean(values)
     else:
         return None
-    step = history.recent[-1].step if history.recent else 0
+    step = history.recent[-1].optimizer_step if history.recent else 0
     return Alert(
         code="drift",
         message=f"step {step}: on {where} the policy is {kl:.2g} nats a token from the reference"

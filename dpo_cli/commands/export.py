@@ -74,7 +74,8 @@ def export(
         Path | None,
         typer.Option(
             metavar="PATH",
-            help="Write to this file or directory. Default: the profile's model.out_dir.",
+            help="Write to this file or directory. Default: a name in the profile's "
+            "model.out_dir, or in the run.",
             show_default=False,
         ),
     ] = None,

@@ -18,31 +18,30 @@ from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import read_pairs
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.export.adapter_export import (
-    ADAPTER_FILES,
-    check_adapter_destination,
     require_adapter,
     verified_adapter,
 )
-from dpo_cli.export.model_card import MARK, ExportedWeights, model_card
+from dpo_cli.export.destination import checked_destination
+from dpo_cli.export.model_card import ExportedWeights, model_card
 from dpo_cli.export.try_command import TryCommand, try_command
 from dpo_cli.export.update_retention import UpdateRetention, measure_update_retention
 from dpo_cli.export.usage import directory_commands
-from dpo_cli.export.verified_write import check_destination, verified_write
+from dpo_cli.export.verified_write import verified_write
 from dpo_cli.files import write_text_atomically
 from dpo_cli.inference.stops import stop_problem
 from dpo_cli.models.adapted import build_adapted, merge_adapter
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.generation import stop_ids_of
 from dpo_cli.models.huggingface import HuggingFace
-from dpo_cli.models.loading import ModelWeights, hash_weights
+from dpo_cli.models.loading import ModelWeights
 from dpo_cli.models.minimind import MiniMind
 from dpo_cli.models.rounding import Rounding, default_rounding, round_weights
 from dpo_cli.models.saving import size_bytes
 from dpo_cli.models.scoring import ResponseScorer
-from dpo_cli.models.spec import Architecture, as_huggingface
+from dpo_cli.models.spec import Architecture, architecture_of, as_huggingface
 from dpo_cli.models.support import scorer_for
-from dpo_cli.models.trainable import trainable_of
-from dpo_cli.profile import adapter_config, folder
+from dpo_cli.models.trainable import adapter_name
+from dpo_cli.profile import folder
 from dpo_cli.profile.inputs import resolve_tokenizer
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.model import Quantization
@@ -50,12 +49,12 @@ from dpo_cli.profile.schema import Profile
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.run.event_writer import EventWriter
-from dpo_cli.run.events import Exported, history
+from dpo_cli.run.events import Exported
 from dpo_cli.run.plan import Plan
 from dpo_cli.run.protected import inputs_of_run, require_free_of_inputs
 from dpo_cli.training.inputs import export_dtype
 from dpo_cli.training.sources import training_pairs
-from dpo_cli.training.weights import read_start, read_trained
+from dpo_cli.training.weights import read_start, read_trained, saved_plan
 
 _COMPARED_PAIRS = 4
 _ROWS_PER_READ = 16
@@ -147,12 +146,9 @@ def export_run(
     if export_format == "peft":
         require_adapter(profile, dtype)
         dtype = "float32"
-    as_trained = read_trained(run, overrides, best=best)
-    # The adapter belongs into the weights as they were read, which the file is compared with.
-    trained = replace(
-        as_trained, model_weights=replace(as_trained.model_weights, quantization=None)
-    )
-    state, architecture, plan = trained.weights, trained.architecture, trained.plan
+    plan = saved_plan(run)
+    # Before anything is loaded: a refused destination costs no wait.
+    architecture = architecture_of(plan.model.shape)
     tokenizer = ChatTokenizer(resolve_tokenizer(profile))
     written = _converted(architecture, export_format, tokenizer)
     dtype = dtype or export_dtype(profile, architecture, plan.model.weights_dtype)
@@ -165,13 +161,20 @@ def export_run(
                 "Leave out the rounding, or export float16 or bfloat16.",
             )
     if destination is None:
-        trainable = trainable_of(profile, trained.model_weights)
-        kept = trainable if export_format == "peft" else architecture
-        name = kept.file_name(profile.export.prefix)
+        name = architecture.file_name(profile.export.prefix)
+        if export_format == "peft":
+            name = adapter_name(profile.export.prefix)
         parent = profile.model.out_dir or run.path
         destination = parent / (name.removesuffix(".pth") if written is not architecture else name)
     require_free_of_inputs(destination, inputs_of_run(run, overrides), "--to")
-    path = _destination(run, destination, written, force, is_adapter=export_format == "peft")
+    is_adapter = export_format == "peft"
+    path = checked_destination(run, destination, written, force, is_adapter=is_adapter)
+    as_trained = read_trained(run, overrides, best=best)
+    # The adapter belongs into the weights as they were read, which the file is compared with.
+    trained = replace(
+        as_trained, model_weights=replace(as_trained.model_weights, quantization=None)
+    )
+    state = trained.weights
     pairs = _pairs_to_compare(profile, tokenizer)
     # transformers reads the stop tokens of a directory from its configuration alone.
     stop_ids = stop_ids_of(architecture, tokenizer.end_id)
@@ -296,50 +299,6 @@ def _count_tensors(
         assert trained.adapter is not None
         return len(trained.adapter.shapes)
     return len(written.to_native_names(trained.state))
-
-
-def _destination(
-    run: RunDirectory,
-    destination: Path,
-    written: Architecture,
-    force: bool,
-    *,
-    is_adapter: bool = False,
-) -> Path:
-    """Return the absolute path; refuse to replace files that this run did not write."""
-    destination = destination.absolute()
-    if is_adapter:
-        check_adapter_destination(destination)
-    else:
-        check_destination(destination, written)
-    if not force and destination.exists() and not _is_replaceable(run, destination):
-        raise DpoError(
-            f"{destination} exists, and this run did not write it",
-            "Replace it with --force (force=True in Python), or choose another path.",
-        )
-    return destination
-
-
-def _is_replaceable(run: RunDirectory, destination: Path) -> bool:
-    """Return True if the destination contains only files of an earlier export of this run."""
-    if destination.parent.resolve() == run.path.resolve():
-        return True
-    if destination.is_dir():
-        names = {path.name for path in destination.iterdir()}
-        card = destination / folder.CARD
-        if not (names <= folder.WRITTEN or names <= ADAPTER_FILES):
-            return False
-        # A card that the user has rewritten must not be replaced.
-        if card.exists() and MARK not in card.read_text(encoding="utf-8", errors="replace"):
-            return False
-        if not names:
-            return True
-    written = {event.sha256 for event in history(run.events_path) if isinstance(event, Exported)}
-    try:
-        adapter = destination / adapter_config.WEIGHTS
-        return hash_weights(adapter if adapter.is_file() else destination) in written
-    except DpoError:  # a directory with no weights in it
-        return False
 
 
 def _pairs_to_compare(profile: Profile, tokenizer: ChatTokenizer) -> list[TokenizedPair]:

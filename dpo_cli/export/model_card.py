@@ -5,7 +5,7 @@ It has figures and settings only, because it may be published: no path, host nam
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from dpo_cli.export.try_command import try_command
 from dpo_cli.export.update_retention import UpdateRetention
 from dpo_cli.export.usage import card_section
 from dpo_cli.formatting import format_number, format_percent
+from dpo_cli.hub.download import PREFIX, is_on_hub
 from dpo_cli.intervals import HIGH, LOW
 from dpo_cli.models.huggingface import HuggingFace
 from dpo_cli.models.minimind import MiniMind
@@ -79,10 +80,13 @@ def model_card(run: RunDirectory, plan: Plan, weights: ExportedWeights) -> str:
     is_directory = isinstance(weights.architecture, HuggingFace)
     library = ("library_name: transformers",) if is_directory else ()
     step = weights.optimizer_step
+    base, data_sets = _hub_model(plan), _hub_data_sets(plan)
+    title = base.partition("/")[2] if base else weights.architecture.name
     lines = [
-        *("---", *library, "pipeline_tag: text-generation"),
+        *("---", *library, *_origin_header(base, data_sets), "pipeline_tag: text-generation"),
         *("tags:", "- dpo", *(() if is_directory else ("- minimind",)), "---", "", MARK, ""),
-        f"# {weights.architecture.name}, trained with direct preference optimization",
+        f"# {title}, trained with direct preference optimization",
+        *_starting_weights(base),
         "",
         f"{trained.description}: {plan.model.parameters:,} parameters in {weights.dtype}, after"
         f" {step:,} of {plan.steps.optimizer_steps:,} steps with `dpo` {__version__}.",
@@ -91,6 +95,7 @@ def model_card(run: RunDirectory, plan: Plan, weights: ExportedWeights) -> str:
         f"{pairs.kept:,} preference pairs with at most {plan.setting('data.max_seq_len'):,} tokens"
         f" per side; {pairs.skipped_rows:,} rows skipped, {pairs.held_out:,} pairs held out.",
         *(f"\n{caveat}." for caveat in pairs.caveats()),
+        *(f"\nThey are from {_linked(data_sets)}." for _ in data_sets[:1]),
         *("", "SHA-256 of the inputs:", ""),
         *(f"- {name.replace('_', ' ')}: `{digest}`" for name, digest in plan.fingerprints.items()),
         *("", "## Results", "", *_results(run, step)),
@@ -101,6 +106,40 @@ def model_card(run: RunDirectory, plan: Plan, weights: ExportedWeights) -> str:
         *("", f"torch {versions['torch']}, transformers {versions['transformers']}."),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _hub_model(plan: Plan) -> str:
+    """Return ORG/NAME of the starting weights; "" if they are not from the Hub."""
+    name = plan.setting("model.weights")
+    return _repository(name) if is_on_hub(name) else ""
+
+
+def _hub_data_sets(plan: Plan) -> list[str]:
+    """Return ORG/NAME of each data set on the Hub, without repetition; none for local files."""
+    paths = plan.setting("data.data_path")
+    names = [*(paths if isinstance(paths, list) else [paths]), plan.setting("eval.path")]
+    return list(dict.fromkeys(_repository(name) for name in names if is_on_hub(name)))
+
+
+def _repository(name: str) -> str:
+    return name.removeprefix(PREFIX).partition("@")[0].partition(":")[0]
+
+
+def _origin_header(base: str, data_sets: Sequence[str]) -> Iterator[str]:
+    """Yield the lines of the header by which the Hub links model and data sets."""
+    if base:
+        yield f"base_model: {base}"
+    if data_sets:
+        yield from ("datasets:", *(f"- {name}" for name in data_sets))
+
+
+def _starting_weights(base: str) -> Iterator[str]:
+    if base:
+        yield from ("", f"The starting weights are [`{base}`](https://huggingface.co/{base}).")
+
+
+def _linked(data_sets: Sequence[str]) -> str:
+    return ", ".join(f"[`{name}`](https://huggingface.co/datasets/{name})" for name in data_sets)
 
 
 def _use(weights: ExportedWeights) -> Iterator[str]:

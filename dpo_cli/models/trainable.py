@@ -292,8 +292,8 @@ class LoraTraining:
         return changed_weights(model, self.start)
 
     def file_name(self, prefix: str) -> str:
-        """Return the name of the directory of the adapter."""
-        return f"{prefix}_adapter"
+        """See `adapter_name`."""
+        return adapter_name(prefix)
 
     def write(
         self,
@@ -306,6 +306,11 @@ class LoraTraining:
     ) -> None:
         """Write the directory of the adapter for peft, in float32."""
         write_adapter(path, self.adapter, state, self.base)
+
+
+def adapter_name(prefix: str) -> str:
+    """Return the name of the directory of an adapter."""
+    return f"{prefix}_adapter"
 
 
 def trainable_of(profile: Profile, weights: ModelWeights) -> Trainable:

@@ -140,12 +140,9 @@ def read_trained(
         DpoError: the run has saved nothing yet, or keeps no best checkpoint; or the starting
             weights of an adapter are missing or have changed.
     """
-    plan, newest = run.read_plan(), run.read_newest(load_weights)
-    if plan is None or newest is None:
-        remedy = f"Let it train up to its first save: {dpo_command('resume', run.designation)}"
-        if earlier := earlier_saved_run(run):
-            remedy += f". Or use the earlier run, which has weights: {earlier.designation}"
-        raise DpoError(f"{run.name} has saved nothing yet", remedy)
+    plan, newest = saved_plan(run), run.read_newest(load_weights)
+    if newest is None:
+        raise _nothing_saved(run)
     checkpoint, state = _read_best(run) if best else newest
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
@@ -161,6 +158,25 @@ def read_trained(
         shape = architecture_of(plan.model.shape)
         trained = ModelWeights(shape, state, torch.float32, fingerprint)
     return TrainedWeights(plan, checkpoint.optimizer_step, trained)
+
+
+def saved_plan(run: RunDirectory) -> Plan:
+    """Return the plan of a run that has a checkpoint, which is not verified here.
+
+    Raises:
+        DpoError: the run has saved nothing yet.
+    """
+    plan = run.read_plan()
+    if plan is None or not run.has_checkpoint:
+        raise _nothing_saved(run)
+    return plan
+
+
+def _nothing_saved(run: RunDirectory) -> DpoError:
+    remedy = f"Let it train up to its first save: {dpo_command('resume', run.designation)}"
+    if earlier := earlier_saved_run(run):
+        remedy += f". Or use the earlier run, which has weights: {earlier.designation}"
+    return DpoError(f"{run.name} has saved nothing yet", remedy)
 
 
 def _read_best(run: RunDirectory) -> tuple[Checkpoint, StateDict]:

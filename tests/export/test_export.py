@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from dpo_cli.errors import DpoError, UsageError
+from dpo_cli.export import export as export_module
 from dpo_cli.export import verified_write
 from dpo_cli.export.export import export_run
 from dpo_cli.export.try_command import TryCommand, try_command
@@ -22,6 +23,7 @@ from dpo_cli.models.huggingface import HuggingFace
 from dpo_cli.models.loading import load_model_weights, read_state_dict
 from dpo_cli.models.rounding import Rounding
 from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.event_writer import EventWriter
 from dpo_cli.run.events import Evaluated, Exported, history
 from dpo_cli.training import weights as trained_module
 from dpo_cli.training.checkpointing import load_weights
@@ -191,6 +193,36 @@ def test_starting_weights_are_not_replaced(
         export_run(trained, tmp_path, None, True, moved, export_format="hf")
     assert start.read_bytes() == (shared / START).read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link.pth", "start.pth"]
+
+
+def test_a_refused_destination_costs_no_load_and_names_the_other_run(
+    trained: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "rlhf_64_moe.pth"
+    file.write_bytes(b"weights of the other run")
+    other = RunDirectory.create(trained.path.parent, "other", trained.read_profile())
+    events = EventWriter(other.events_path, mend=False)
+    events.append(
+        Exported(
+            path=str(file),
+            sha256="0" * 64,
+            dtype="float16",
+            optimizer_step=1,
+            rounding="nearest",
+            seed=None,
+            stops=(),
+            commands={},
+        )
+    )
+    events.close()
+    monkeypatch.setattr(export_module, "read_trained", None)
+    try:
+        with pytest.raises(DpoError) as caught:
+            export_run(trained, file, None, False)
+    finally:
+        other.remove()
+    assert f"{other.designation} was exported to it, not this run" in caught.value.message
+    assert "--to PATH" in caught.value.remedy
 
 
 def test_held_out_pairs_are_scored_as_the_run_did(trained: RunDirectory) -> None:

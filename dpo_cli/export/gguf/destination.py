@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from dpo_cli.errors import DpoError
 from dpo_cli.export import verified_write
+from dpo_cli.export.destination import not_ours
 from dpo_cli.export.gguf.modelfile import MODELFILE
 from dpo_cli.files import sha256_file
 from dpo_cli.profile.schema import Profile
@@ -37,10 +37,7 @@ def check_directory(run: RunDirectory, path: Path, *, force: bool) -> None:
     )
     written = {event.sha256 for event in history(run.events_path) if isinstance(event, Exported)}
     if names and not force and fingerprint(path) not in written:
-        raise DpoError(
-            f"{path} exists, and this run did not write it",
-            "Replace it with --force (force=True in Python), or choose another path.",
-        )
+        raise not_ours(run, path)
 
 
 def fingerprint(directory: Path) -> str:

@@ -28,7 +28,7 @@ from dpo_cli.models.adapted import merge_adapter
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.generation import stop_ids_of
 from dpo_cli.models.loading import ModelWeights
-from dpo_cli.models.spec import as_huggingface
+from dpo_cli.models.spec import architecture_of, as_huggingface
 from dpo_cli.profile.inputs import resolve_tokenizer
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.schema import Profile
@@ -38,7 +38,7 @@ from dpo_cli.run.event_writer import EventWriter
 from dpo_cli.run.events import Exported
 from dpo_cli.run.protected import inputs_of_run, require_free_of_inputs
 from dpo_cli.training.sources import training_pairs
-from dpo_cli.training.weights import read_start, read_trained
+from dpo_cli.training.weights import read_start, read_trained, saved_plan
 
 _PROOF_ROWS = 32
 _NOT_PROVEN = "the package xllamacpp, which contains llama.cpp, is not installed"
@@ -120,16 +120,18 @@ def export_gguf(
     """
     require_gguf()
     profile = load_profile(run.profile_path, overrides).profile
+    shape = architecture_of(saved_plan(run).model.shape)
+    # Before the weights are read: a refused destination costs no wait.
+    own_name = shape.file_name(profile.export.prefix)
+    path = (destination or default_directory(run, profile, own_name)).absolute()
+    require_free_of_inputs(path, inputs_of_run(run, overrides), "--to")
+    check_directory(run, path, force=force)
     trained = read_trained(run, overrides, best=best)
     tokenizer = ChatTokenizer(resolve_tokenizer(profile))
     stop_ids = stop_ids_of(trained.architecture, tokenizer.end_id)
     model = as_huggingface(trained.architecture, tokenizer.special_ids)
     architecture = GgufArchitecture(model)
     vocabulary = GgufVocabulary(tokenizer, stop_ids, model.vocab_size)
-    own_name = trained.architecture.file_name(profile.export.prefix)
-    path = (destination or default_directory(run, profile, own_name)).absolute()
-    require_free_of_inputs(path, inputs_of_run(run, overrides), "--to")
-    check_directory(run, path, force=force)
     name = path.name.removesuffix("-gguf")
     pairs = _first_pairs(profile)
     content = GgufContent(name, architecture, vocabulary)

@@ -36,6 +36,7 @@ def export_lines(report: ExportReport) -> list[Text]:
             f"{format_count(report.tensors, 'tensor')}, "
             f"{after_step(report.optimizer_step, report.unfinished_of)}"
         ),
+        *_unfinished_lines(report),
         *_retention_lines(report),
         Text(
             f"log-probs, file vs. training state ({format_count(report.pairs_compared, 'pair')}): "
@@ -77,6 +78,17 @@ def try_lines(command: TryCommand) -> list[Text]:
     if command.is_minimind_script:
         lines.append(Text("        in MiniMind's own environment; its scripts need transformers 4"))
     return lines
+
+
+def _unfinished_lines(report: ExportReport) -> list[Text]:
+    if report.unfinished_of is None:
+        return []
+    message = (
+        f"the run is not finished: the file has the weights after step {report.optimizer_step}"
+        f" of {report.unfinished_of}"
+    )
+    remedy = "Train on with dpo resume, and export again."
+    return alert_lines(Alert(code="unfinished", message=message, remedy=remedy))
 
 
 def _quantization_lines(report: ExportReport) -> list[Text]:

@@ -16,6 +16,7 @@ from dpo_cli.formatting import (
     format_number,
     format_percent,
     format_size,
+    format_speed,
 )
 from dpo_cli.intervals import HIGH, LOW
 from dpo_cli.printable import one_line
@@ -261,7 +262,6 @@ def step_line(event: StepDone, recent: Iterable[StepDone], plan: Plan | None) ->
             (plan.steps.micro_batches - event.step) * _micro_batch_seconds(recent)
         )
     seconds = sum(step.seconds for step in recent)
-    pairs_a_second = sum(step.pairs for step in recent) / seconds if seconds else 0.0
     return _fields(
         (step_name(plan), f"{event.step}{total}"),
         ("epoch", f"{event.epoch}{epochs}"),
@@ -270,7 +270,7 @@ def step_line(event: StepDone, recent: Iterable[StepDone], plan: Plan | None) ->
         ("margin", f"{metrics['rewards/margins']:+.3g}"),
         ("acc", format_number(event.metrics.get(ACCURACY), ".2f")),
         ("grad", f"{metrics['grad_norm']:.3g}"),
-        ("", f"{pairs_a_second:.1f} pairs/s"),
+        ("", format_speed(sum(step.pairs for step in recent), seconds)),
         ("eta", eta),
         ("", "skipped" if event.is_skipped else ""),
     )

@@ -255,8 +255,6 @@ def llama_story(folder: Path) -> None:
     assert errors == {"tokenizer-mismatch"}  # random weights
     findings = {each.code: each.message for each in diagnosis.findings}
     assert "agree exactly" in findings["first-loss"]
-    assert "llama" not in findings["memory-need"].partition(" tokens")[2]
-    assert ", bfloat16, " in findings["memory-need"]
 
 
 def test_a_llama_is_checked_and_trained(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tests of `model.weights_dtype = "bfloat16"`: weights in two halves, from the bits to the export."""
+"""Tests of bfloat16 weights: the two halves, the optimizer, models, runs and exports."""
 
 from __future__ import annotations
 

@@ -260,8 +260,9 @@ def evaluations_of(inputs: RunInputs) -> int:
 def saving_seconds(inputs: RunInputs, computing_seconds: float) -> float:
     """Estimate the seconds of all checkpoints, the one at the end included."""
     train, parameters = inputs.profile.train, inputs.trainable.parameters
+    checkpoint_bytes = state_bytes(parameters, train, inputs.profile.model.weights_dtype)
     file_bytes = DTYPES[inputs.export_dtype].itemsize * parameters
-    once = (state_bytes(parameters, train) + file_bytes) / _SAVED_BYTES_PER_SECOND
+    once = (checkpoint_bytes + file_bytes) / _SAVED_BYTES_PER_SECOND
     steps = inputs.order.micro_batches
     between = max(
         pause_seconds(train, once), computing_seconds * min(1.0, train.save_interval / steps)

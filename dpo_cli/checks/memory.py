@@ -16,6 +16,7 @@ from dpo_cli.compute.memory import free_memory, peak_process_bytes
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.formatting import format_count, format_size
 from dpo_cli.models.options import checkpoint_activations
+from dpo_cli.profile.model import WEIGHT_BYTES
 from dpo_cli.training.failures import is_out_of_memory
 from dpo_cli.training.inputs import RunInputs
 
@@ -58,7 +59,8 @@ def measure_peak(reporter: Reporter, trial: TrialTrainer, *, reference_is_cached
     inputs, device = trial.inputs, trial.inputs.device
     is_cpu = device.type == "cpu"
     is_loaded = reference_is_cached and not inputs.policy_is_reference
-    reference = 4 * inputs.reference_weights.parameters if is_loaded else 0
+    width = WEIGHT_BYTES[inputs.profile.model.weights_dtype]
+    reference = width * inputs.reference_weights.parameters if is_loaded else 0
     process, on_device = peak_process_bytes(), device.peak_bytes()
     peak = Peak(process - reference if is_cpu else process, max(0, on_device - reference))
     [longest] = longest_global_batch(inputs).micro_batches

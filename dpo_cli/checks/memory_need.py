@@ -74,6 +74,7 @@ def _of_config(reporter: Reporter, profile: Profile, device: Device, name: str) 
         size,
         train=profile.train,
         quantization=profile.model.quantization,
+        weights_dtype=profile.model.weights_dtype,
         adapter_parameters=adapter,
         reference_parameters=size.parameters if has_reference else 0,
         dtype=device.dtype,
@@ -96,7 +97,7 @@ def _report(
     tokens: int,
 ) -> dict[str, Any]:
     """Report a need, of a forward of `tokens`."""
-    facts = [name, profile.model.quantization or "float32"]
+    facts = [name, profile.model.quantization or profile.model.weights_dtype]
     if profile.lora.is_on:
         facts.append(f"rank {profile.lora.rank}")
     facts.append(f"{tokens:,} tokens")

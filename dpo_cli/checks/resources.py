@@ -33,12 +33,12 @@ BUSY_SHARE = 0.1
 def check_device(reporter: Reporter, profile: Profile) -> Device:
     """Open the device of the profile; if that fails, the CPU, so that other checks can run."""
     with reporter.errors_as("device-unusable", "train.device"):
-        device = resolve(profile.train.device, profile.train.dtype)
+        device = resolve(profile.train.device, profile.compute_dtype)
         if profile.model.quantization is not None:
             require_kernels(profile.model.quantization, device.torch_device)
         _check_usage(reporter, device)
         return device
-    return resolve("cpu", "float32")
+    return resolve("cpu", profile.model.weights_dtype)
 
 
 def check_plan(reporter: Reporter, inputs: RunInputs) -> None:
@@ -108,7 +108,7 @@ def check_disk(
         return None
     free = shutil.disk_usage(place).free
     parameters = trainable_of(profile, model_weights).parameters
-    state = state_bytes(parameters, profile.train)
+    state = state_bytes(parameters, profile.train, profile.model.weights_dtype)
     states = KEPT_CHECKPOINTS + profile.eval.keep_best
     needed = states * state + 2 * 4 * parameters
     message = (
@@ -141,6 +141,7 @@ def estimate_memory(inputs: RunInputs) -> MemoryNeed:
         size,
         train=profile.train,
         quantization=weights.quantization,
+        weights_dtype=profile.model.weights_dtype,
         adapter_parameters=trainable.parameters if profile.lora.is_on else None,
         frozen_adapter_parameters=max(0, trainable.frozen_parameters - weights.parameters),
         reference_parameters=inputs.reference_weights.parameters if has_reference else 0,

@@ -85,7 +85,7 @@ def make_trial_trainer(inputs: RunInputs, on_progress: OnProgress) -> TrialTrain
     """Build policy, reference and optimizer as a fresh run would."""
     on_progress("trying step 0", 0, 0, "")
     device = inputs.device
-    policy = make_scorer(inputs, inputs.trainable.start)
+    policy = make_scorer(inputs, inputs.trainable.start, is_trained=True)
     optimized = inputs.trainable.optimized(policy.model).values()
     reference: Reference = NoReference()
     if inputs.profile.dpo.needs_reference:

@@ -49,10 +49,15 @@ def all_reduce_gradients(parameters: Sequence[nn.Parameter]) -> None:
     order, and the buckets of DistributedDataParallel are rebuilt after the first step, so that a
     resumed run would sum in another order and end with other bits. It also needs no rule for a
     rank without a forward, or an expert without tokens.
+
+    Beside the float32 norms of a model, gradients of bfloat16 weights are summed in float32, too,
+    and rounded once.
     """
+    # torch.cat returns the wider dtype.
     flat = torch.cat(
         [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
     )
+    is_mixed = any(parameter.dtype != flat.dtype for parameter in parameters)
     if flat.is_cuda:
         # NCCL waits on the GPU, where no timeout could name the missing rank. This sum over gloo
         # waits on the CPU first.
@@ -60,7 +65,10 @@ def all_reduce_gradients(parameters: Sequence[nn.Parameter]) -> None:
     dist.all_reduce(flat)
     pieces = torch.split(flat, [p.numel() for p in parameters])
     for parameter, gradient in zip(parameters, pieces, strict=True):
-        parameter.grad = gradient.view_as(parameter)  # a view: no second copy of all gradients
+        # A view: no second copy of all gradients. After a sum of two dtypes, copies, which end the
+        # sum.
+        gradient = gradient.view_as(parameter)
+        parameter.grad = gradient.to(parameter.dtype, copy=is_mixed)
 
 
 def all_reduce_sum(values: Sequence[float]) -> list[float]:

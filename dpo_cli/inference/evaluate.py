@@ -132,7 +132,7 @@ def evaluate_models(
     profile, owner = eval_config.profile, eval_config.owner
     saved_plan = owner.read_plan() if owner is not None else None
     configure_torch(profile, saved_plan=saved_plan)
-    device = resolve(profile.train.device, profile.train.dtype)
+    device = resolve(profile.train.device, profile.compute_dtype)
     # The run's own matmul kernel, so that its metrics are reproduced bit for bit.
     matmul = saved_plan.environment.get("float32_matmul") if saved_plan else None
     configure_device(device, matmul, tf32=profile.train.tf32)

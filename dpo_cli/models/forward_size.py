@@ -12,13 +12,13 @@ from dpo_cli.models.memory import (
     weight_bytes,
 )
 from dpo_cli.models.trainable import Trainable, trainable_of
+from dpo_cli.profile.model import WEIGHT_BYTES
 from dpo_cli.profile.schema import Profile
 
 CPU_TOKENS_PER_FORWARD = 2048
 """Default on a CPU: larger activations do not fit its caches."""
 EVALUATION_FACTOR = 4
 """Ratio of the tokens per forward without and with gradients, on an accelerator."""
-_FLOAT32 = 4
 LEAST_TOKENS_PER_FORWARD, _MOST = 1 << 10, 1 << 16
 """Bounds on an accelerator; from the upper one on, kernel launches are a small part of the time."""
 _ACTIVATIONS_SHARE = 0.5
@@ -45,7 +45,7 @@ def default_max_tokens_per_forward(
     trainable = trainable_of(profile, weights)
     state = training_bytes(trainable, profile)
     if trainable.at_start is None or reference is not weights:
-        state += 4 * reference.parameters
+        state += WEIGHT_BYTES[profile.model.weights_dtype] * reference.parameters
     free = max(0, free_memory(device.torch_device) - state)
     per_token = activation_bytes_per_token(
         weights.architecture,
@@ -59,8 +59,9 @@ def default_max_tokens_per_forward(
 def training_bytes(trainable: Trainable, profile: Profile) -> int:
     """Return the bytes of all weights of the policy, the gradients and the optimizer state."""
     quantization = trainable.start.quantization
-    weights = _FLOAT32 * (trainable.parameters + trainable.frozen_parameters)
+    dtype = profile.model.weights_dtype
+    weights = WEIGHT_BYTES[dtype] * (trainable.parameters + trainable.frozen_parameters)
     if quantization is not None:
         size = model_size(trainable.start.architecture)
         weights += weight_bytes(size, quantization) - weight_bytes(size, None)
-    return weights + optimizer_bytes(trainable.parameters, profile.train)
+    return weights + optimizer_bytes(trainable.parameters, profile.train, dtype)

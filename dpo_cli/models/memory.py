@@ -11,8 +11,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from dpo_cli.models.minimind import Shape
 from dpo_cli.models.spec import Architecture
-from dpo_cli.profile.model import Quantization
-from dpo_cli.profile.train import STATE_BYTES, Train
+from dpo_cli.profile.model import WEIGHT_BYTES, Quantization, WeightsDtype
+from dpo_cli.profile.train import Train, state_bytes_per_weight
 
 _FLOAT32 = 4
 _SCALE_BLOCK, _SCALES_BLOCK = 64, 256
@@ -86,18 +86,25 @@ def model_size(architecture: Architecture) -> ModelSize:
     return ModelSize(linear, total - sum(map(math.prod, linear)))
 
 
-def weight_bytes(size: ModelSize, quantization: Quantization | None) -> int:
+def weight_bytes(
+    size: ModelSize, quantization: Quantization | None, dtype: WeightsDtype = "float32"
+) -> int:
     """Return the bytes of the weights of a model as it computes, without its adapter."""
+    if dtype != "float32":
+        return WEIGHT_BYTES[dtype] * size.parameters
     return _FLOAT32 * size.others + sum(_layer_bytes(each, quantization) for each in size.linear)
 
 
-def optimizer_bytes(parameters: int, train: Train) -> int:
+def optimizer_bytes(parameters: int, train: Train, dtype: WeightsDtype = "float32") -> int:
     """Return the bytes of gradients and optimizer state of trained weights.
 
-    Kahan summation keeps a compensation, and while it updates a copy of the weights.
+    Kahan summation keeps a compensation, and while it updates a copy of the weights. Beside weights
+    in bfloat16 their second halves count.
     """
     kahan = 2 * _FLOAT32 if train.kahan_summation else 0
-    return (_FLOAT32 + STATE_BYTES[train.optimizer] + kahan) * parameters
+    width = WEIGHT_BYTES[dtype]
+    rest = _FLOAT32 - width
+    return (width + rest + state_bytes_per_weight(train.optimizer, dtype) + kahan) * parameters
 
 
 def need(
@@ -106,6 +113,7 @@ def need(
     *,
     train: Train,
     quantization: Quantization | None,
+    weights_dtype: WeightsDtype = "float32",
     adapter_parameters: int | None,
     frozen_adapter_parameters: int = 0,
     reference_parameters: int = 0,
@@ -120,9 +128,10 @@ def need(
         size: its weights.
         train: table [train] of the profile.
         quantization: format of its linear layers.
+        weights_dtype: dtype of its weights.
         adapter_parameters: trained weights of an adapter; None if all weights are trained.
         frozen_adapter_parameters: weights of an adapter that only the reference computes with.
-        reference_parameters: weights of a second model, in float32.
+        reference_parameters: weights of a second model, in `weights_dtype`.
         dtype: of the computation.
         tokens: of the largest forward.
         scored_tokens: positions of that forward whose log-probs are computed.
@@ -134,9 +143,9 @@ def need(
         architecture, dtype, is_checkpointed=train.activation_checkpointing
     )
     return MemoryNeed(
-        weights=weight_bytes(size, quantization) + _FLOAT32 * own,
-        optimizer=optimizer_bytes(trained, train),
-        reference=_FLOAT32 * reference_parameters,
+        weights=weight_bytes(size, quantization, weights_dtype) + _FLOAT32 * own,
+        optimizer=optimizer_bytes(trained, train, weights_dtype),
+        reference=WEIGHT_BYTES[weights_dtype] * reference_parameters,
         # In float32, and rounded to the dtype of the computation.
         dequantized=_FLOAT32 * dequantized,
         activations=round(tokens * per_token),

@@ -220,7 +220,7 @@ class ResponseScorer(nn.Module):
             options: dict[str, Any] = {"logits_scaling": scaling, "dtype": dtype}
             # Autocast is off inside, because the softmax must stay in float32.
             with torch.autocast(device, enabled=False):
-                hidden = hidden.to(weight.dtype)
+                hidden = hidden.to(torch.promote_types(weight.dtype, torch.float32))
                 if not with_entropies:
                     return _TokenScores(head_logps(hidden, weight, labels, **options), None, None)
                 logps, entropy = head_logps_and_entropies(hidden, weight, labels, **options)

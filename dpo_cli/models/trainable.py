@@ -30,6 +30,7 @@ from dpo_cli.models.convert import StateDict
 from dpo_cli.models.loading import ModelWeights, build_model, to_disk_names
 from dpo_cli.models.rounding import Rounding, round_weights
 from dpo_cli.models.saving import write_model
+from dpo_cli.models.split_weights import full_weight
 from dpo_cli.profile.schema import Profile
 
 AtStart = Callable[[PreTrainedModel], AbstractContextManager[None]]
@@ -165,8 +166,13 @@ class FullTraining:
         return dict(model.named_parameters())
 
     def state(self, model: PreTrainedModel) -> StateDict:
-        """Return all weights in the Hugging Face layout."""
-        return to_disk_names(model, model.state_dict())
+        """Return all weights in the Hugging Face layout, float32."""
+        # By identity: tied weights have several names, and are merged once.
+        full = {id(parameter): full_weight(parameter) for parameter in model.parameters()}
+        state = model.state_dict(keep_vars=True)
+        return to_disk_names(
+            model, {name: full.get(id(each), each).detach() for name, each in state.items()}
+        )
 
     def state_before(self, model: PreTrainedModel) -> Mapping[str, Tensor]:
         """Return the starting weights as they were read, without a copy."""

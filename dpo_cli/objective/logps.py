@@ -81,7 +81,7 @@ def head_logps(
 
     Args:
         hidden: (N, H).
-        weight: (V, H), of the head, in the same dtype.
+        weight: (V, H), of the head, in the same dtype or in bfloat16.
         labels: (N,) int64, token ids.
         logits_scaling: divisor of the logits.
         dtype: round the factors of all products to this dtype; None leaves them as they are. The

@@ -290,7 +290,8 @@ def _validate(statements: Mapping[str, _Statement]) -> tuple[Profile | None, dic
         return Profile.model_validate(tables), problems
     except ValidationError as error:
         for details in error.errors(include_url=False):
-            key = ".".join(map(str, details["loc"][:2]))  # the rest is an index into a list
+            # The rest of the place is an index into a list.
+            key = details.get("ctx", {}).get("key") or ".".join(map(str, details["loc"][:2]))
             problems[key] = _explain(details, KEYS[key])
     return None, problems
 

@@ -19,6 +19,9 @@ from dpo_cli.profile.table import (
 )
 
 Quantization = Literal["nf4", "int8"]
+WeightsDtype = Literal["float32", "bfloat16"]
+WEIGHT_BYTES: dict[WeightsDtype, int] = {"float32": 4, "bfloat16": 2}
+"""Bytes of a weight in memory, and of its gradient."""
 
 
 class Model(Table):
@@ -64,6 +67,13 @@ class Model(Table):
     """Format of the frozen linear layers below adapters, only with lora.rank: "nf4" takes 0.52
     bytes per weight, "int8" 1, instead of 4. Needs the extra quant of this package. model.reference
     is not quantized, and an export merges the adapter into the weights as they were read."""
+
+    weights_dtype: Annotated[WeightsDtype, POSITION, REFERENCE] = "float32"
+    """Dtype of the weights that are computed with, in policy and reference. Training in "bfloat16"
+    takes 10 bytes per weight instead of 16: 2 for the weight, 2 for what it cannot hold, so that
+    the optimizer updates float32 numbers and loses no small update, 2 for the gradient and 4 for
+    the moments. Checkpoints and exports have the float32 numbers. Only for all weights (no lora or
+    quantization), with "adamw" without train.kahan_summation; train.dtype is then "bfloat16"."""
 
     tokenizer: Annotated[
         Location | None,

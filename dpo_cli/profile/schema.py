@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
-from pydantic import BaseModel, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from dpo_cli.profile.launch import Launch
 from dpo_cli.profile.lora import Lora
@@ -116,6 +116,31 @@ class Profile(Table):
     export: Export = Export()
     launch: Launch = Launch()
     track: Track = Track()
+
+    @model_validator(mode="after")
+    def _check_weights_dtype(self) -> Profile:
+        train = self.train
+        if self.model.weights_dtype == "float32":
+            return self
+        if self.lora.is_on or self.model.quantization:
+            problem = "is for the training of all weights; remove it: weights below adapters have"
+            problem += " model.quantization"
+        elif train.optimizer != "adamw":
+            problem = f'works with train.optimizer = "adamw" only, not with "{train.optimizer}";'
+            problem += " choose adamw, or remove the key"
+        elif train.kahan_summation:
+            problem = "keeps float32 numbers for the optimizer; remove train.kahan_summation"
+        elif train.dtype not in ("auto", "bfloat16"):
+            problem = f'bfloat16 weights do not compute in {train.dtype}; set train.dtype = "auto"'
+        else:
+            return self
+        raise contradiction(problem, key="model.weights_dtype")
+
+    @property
+    def compute_dtype(self) -> str:
+        """Return `train.dtype`, where "auto" is bfloat16 if the weights are."""
+        is_bfloat16 = self.model.weights_dtype == "bfloat16"
+        return "bfloat16" if is_bfloat16 and self.train.dtype == "auto" else self.train.dtype
 
     @property
     def has_dropout(self) -> bool:

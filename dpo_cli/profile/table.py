@@ -68,7 +68,12 @@ class Table(BaseModel):
     )
 
 
-def contradiction(message: str) -> PydanticCustomError:
-    """Return a validation error whose message already says what to do."""
+def contradiction(message: str, key: str = "") -> PydanticCustomError:
+    """Return a validation error whose message already says what to do.
+
+    Args:
+        message: problem, "; " and remedy.
+        key: dotted key with the error, for a check of several tables.
+    """
     # The message goes in as an argument because pydantic would format braces in a template.
-    return PydanticCustomError("contradiction", "{message}", {"message": message})
+    return PydanticCustomError("contradiction", "{message}", {"message": message, "key": key})

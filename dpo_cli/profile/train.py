@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from dpo_cli.errors import UsageError
 from dpo_cli.learning_rate import BY_MICRO_BATCH, ScheduleName
+from dpo_cli.profile.model import WEIGHT_BYTES, WeightsDtype
 from dpo_cli.profile.table import (
     MATHEMATICS,
     NONE,
@@ -25,6 +26,11 @@ STATE_BYTES: dict[str, int] = {"adamw": 8, "adamw8bit": 3, "adafactor": 0, "sgd"
 """Bytes of optimizer state per weight, at most. In 8 bits there are two, and scales of 32 bits for
 blocks of 256 and for small tensors. Adafactor keeps a row and a column of each matrix. Muon keeps
 4 bytes for the matrices of the blocks and 8 for other weights."""
+
+
+def state_bytes_per_weight(optimizer: OptimizerName, weights_dtype: WeightsDtype) -> int:
+    """Return the bytes of optimizer state per weight, at most; half beside bfloat16 weights."""
+    return STATE_BYTES[optimizer] * WEIGHT_BYTES[weights_dtype] // WEIGHT_BYTES["float32"]
 
 
 class Train(Table):
@@ -130,9 +136,9 @@ class Train(Table):
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], MATHEMATICS, REFERENCE] = (
         "auto"
     )
-    """Precision of the forward and backward pass; weights and optimizer state stay in float32.
-    "auto" is float32 on the CPU and on MPS, and bfloat16 on other GPUs, or float16 on those that
-    only emulate bfloat16 (before compute capability 8.0)."""
+    """Precision of the forward and backward pass; weights and optimizer state stay in float32,
+    unless model.weights_dtype is set. "auto" is float32 on the CPU and on MPS, and bfloat16 on
+    other GPUs, or float16 on those that only emulate bfloat16 (before compute capability 8.0)."""
 
     threads: Annotated[int | None, Field(ge=1, examples=[1]), NONE, REFERENCE] = None
     """CPU threads of each process. Default: OMP_NUM_THREADS, else the physical cores that the

@@ -328,6 +328,8 @@ def refuse_changes(
             what = "another adapter"
         elif all(change.key == "model.quantization" for change in positions):
             what = "another quantization"
+        elif all(change.key == "model.weights_dtype" for change in positions):
+            what = "weights of another dtype"
         elif all(change.key == "train.optimizer" for change in positions):
             what = "another optimizer: its checkpoints have the state of the first one"
         raise UsageError(

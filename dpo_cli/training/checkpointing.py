@@ -1,7 +1,8 @@
 """Training state on disk: everything that a run needs to continue bit for bit.
 
-Weights and the moments of AdamW are float32, under the names of the Hugging Face layout: the names
-in memory differ between versions of transformers. The state of other optimizers has other shapes
+Weights are float32, also those that a model has in two halves, and so are the moments of AdamW, or
+bfloat16 with such weights. Both have the names of the Hugging Face layout: the names in memory
+differ between versions of transformers. The state of other optimizers has other shapes
 than the weights (the factors of Adafactor), or exists for some weights only (Muon), and cannot be
 renamed like them: it has the names in memory. Nothing is pickled, so reading runs no code.
 """
@@ -23,13 +24,14 @@ from dpo_cli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_cli.errors import DpoError
 from dpo_cli.files import apply_umask, write_text
 from dpo_cli.models.convert import StateDict
+from dpo_cli.models.split_weights import rest_of
 from dpo_cli.models.trainable import Trainable
-from dpo_cli.profile.train import STATE_BYTES, Train
+from dpo_cli.profile.model import WeightsDtype
+from dpo_cli.profile.train import Train, state_bytes_per_weight
 from dpo_cli.training.best import BestSoFar
-from dpo_cli.training.optimizer import COMPENSATION, KahanAdamW
+from dpo_cli.training.optimizer import COMPENSATION, MOMENTS, KahanAdamW
 
 WEIGHTS = "weights.safetensors"
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 _STEP = "step"
 _UNCOUNTED = {"momentum_buffer"}
 """State of weights that Muon updates, which has no count of the updates."""
@@ -103,10 +105,11 @@ def pause_seconds(train: Train, saving_seconds: float) -> float:
     return max(least, saving_seconds / _MAX_SAVING_SHARE) if least else 0.0
 
 
-def state_bytes(parameters: int, train: Train) -> int:
+def state_bytes(parameters: int, train: Train, weights_dtype: WeightsDtype = "float32") -> int:
     """Return the size of what `save_state` writes at most, without random numbers and JSON."""
     compensation = 4 if train.kahan_summation else 0
-    return (4 + STATE_BYTES[train.optimizer] + compensation) * parameters
+    moments = state_bytes_per_weight(train.optimizer, weights_dtype)
+    return (4 + moments + compensation) * parameters
 
 
 def load_weights(directory: Path) -> StateDict:
@@ -155,7 +158,7 @@ def restore_state(
         for key in _names_to_read(optimizer, state):
             path = directory / f"{key}.safetensors"
             if _is_adamw(optimizer):
-                if key in _MOMENTS or path.exists():
+                if key in MOMENTS or path.exists():
                     tensors[key] = trainable.from_disk_names(model, _read(path))
                 continue
             tensors[key] = _read(path)
@@ -185,6 +188,9 @@ def restore_state(
             for key, by_name in state["shapes"].items()
         }
     sent = [parameter.detach() for parameter in optimized.values()]
+    # As bytes: not every backend sends int16.
+    rests = [rest_of(parameter) for parameter in optimized.values()]
+    sent += [rest.view(torch.uint8) for rest in rests if rest is not None]
     if any(tensors.values()):
         _load_optimizer(optimizer, optimized, tensors, state["updates"])
         sent += [
@@ -231,7 +237,7 @@ def _state_names(optimizer: torch.optim.Optimizer) -> list[str]:
     """Return the names of the optimizer's state tensors; each has a file in the checkpoint."""
     if _is_adamw(optimizer):
         compensates = isinstance(optimizer, KahanAdamW)
-        return [*_MOMENTS, COMPENSATION] if compensates else [*_MOMENTS]
+        return [*MOMENTS, COMPENSATION] if compensates else [*MOMENTS]
     return sorted({key for state in optimizer.state.values() for key in state} - {_STEP})
 
 

@@ -16,6 +16,7 @@ from dpo_cli.compute.device import DTYPES
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.distributed.process_group import ProcessGroup, StartCancelledError
 from dpo_cli.errors import DpoError
+from dpo_cli.models.split_weights import full_weight
 from dpo_cli.paired import ModelScores
 from dpo_cli.run.cpu_time import StolenTime
 from dpo_cli.run.directory import RunDirectory
@@ -125,7 +126,7 @@ class RunHooks:
             reference.exchange(self.group)
         # A checkpoint has one copy of the weights, so it must be every rank's.
         optimized = trainer.inputs.trainable.optimized(trainer.policy.model)
-        self.group.require_same("the weights", optimized.values())
+        self.group.require_same("the weights", map(full_weight, optimized.values()))
         rng = rng_states(self.group, trainer.device)
         stage = f"saved-{trainer.optimizer_step}"
         self.group.broadcast_from_main(
@@ -198,7 +199,8 @@ def run_facts(inputs: RunInputs) -> RunFacts:
         export_dtype=inputs.export_dtype,
         adam_epsilon=profile.train.adam_epsilon if profile.train.optimizer == "adamw" else 0.0,
         keeps_small_updates=inputs.export_rounding == "stochastic",
-        state_bytes=state_bytes(parameters, profile.train) + file_bytes * parameters,
+        state_bytes=state_bytes(parameters, profile.train, profile.model.weights_dtype)
+        + file_bytes * parameters,
         threads=torch.get_num_threads(),
         rows_of=rows_of,
     )

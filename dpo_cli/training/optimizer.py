@@ -1,22 +1,31 @@
-"""Optimizers of a run: AdamW, also with Kahan summation or in 8 bits, Adafactor, SGD and Muon."""
+"""Optimizers of a run: AdamW, Adafactor, SGD and Muon.
+
+AdamW exists also with Kahan summation, in 8 bits, and for weights in two halves.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dpo_cli.errors import DpoError
 from dpo_cli.extras import install_extra
 from dpo_cli.models.quantized import load_bitsandbytes
+from dpo_cli.models.split_weights import merge, rest_of, split
 from dpo_cli.profile.train import Train
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Names of the moments in the state of AdamW."""
 COMPENSATION = "compensation"
 """Name of the compensation in the state of `KahanAdamW`, beside the moments."""
+_PART = 1 << 22
+"""Numbers that `SplitAdamW` updates at once: its copies in float32 stay small."""
 _NEEDED_TORCH = {"adafactor": ("Adafactor", "2.5"), "muon": ("Muon", "2.9")}
 """Class in torch.optim and the first version with it, of optimizers that older ones lack."""
 _UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
@@ -57,6 +66,96 @@ class KahanAdamW(torch.optim.AdamW):
             # Knuth's TwoSum: the rounding error of before + update, exactly.
             arrived = weight - before
             state[COMPENSATION] = (before - (weight - arrived)).add_(update - arrived)
+
+
+class SplitAdamW(torch.optim.AdamW):
+    """AdamW on float32 weights in two halves, see `dpo_cli.models.split_weights`.
+
+    Gradients and moments of these weights are bfloat16; an update is computed in float32, part by
+    part. Moments are rounded stochastically: the second one changes by a thousandth in a step, less
+    than half a spacing of bfloat16, and rounding to nearest would never let it decay. The random
+    numbers follow from the seed and the number of updates, so that they are equal on all ranks and
+    after a resume.
+    """
+
+    seed: int
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update each weight that has a gradient; `closure` is part of torch's interface."""
+        assert closure is None, "the loss is not computed again"
+        noise: Tensor | None = None
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if not state:
+                    state["step"] = torch.tensor(0.0)
+                    state |= {moment: torch.zeros_like(weight) for moment in MOMENTS}
+                state["step"] += 1
+                updates = int(state["step"])
+                if noise is None:
+                    noise = self._noise(updates, weight.device)
+                rest = rest_of(weight)
+                tensors = [weight.detach(), weight.grad, *(state[moment] for moment in MOMENTS)]
+                tensors += [] if rest is None else [rest]
+                for parts in zip(*(_parts(tensor) for tensor in tensors), strict=True):
+                    _update_part(*parts, group=group, updates=updates, noise=noise)
+
+    def _noise(self, updates: int, device: torch.device) -> Tensor:
+        """Return 16 random bits for each number of a part; all parts share them."""
+        generator = torch.Generator(device).manual_seed((self.seed << 32) + updates)
+        size = max(weight.numel() for group in self.param_groups for weight in group["params"])
+        return torch.randint(
+            *(0, 1 << 16, (min(size, _PART),)),
+            generator=generator,
+            dtype=torch.int32,
+            device=device,
+        )
+
+
+def _parts(tensor: Tensor) -> Sequence[Tensor]:
+    return tensor.reshape(-1).split(_PART)
+
+
+def _update_part(
+    weight: Tensor,
+    gradient: Tensor,
+    first: Tensor,
+    second: Tensor,
+    rest: Tensor | None = None,
+    *,
+    group: dict[str, Any],
+    updates: int,
+    noise: Tensor,
+) -> None:
+    """Update a part of a weight in place, and its moments, as torch's AdamW does in float32.
+
+    Args:
+        weight, gradient, first, second: (n,), float32, or bfloat16 with `rest`.
+        rest: (n,) int16.
+        group: options of the optimizer.
+        updates: number of this update, from 1.
+        noise: n or more random numbers of 16 bits.
+    """
+    full = weight if rest is None else merge(weight, rest)
+    gradient, mean, square = gradient.float(), first.float(), second.float()
+    rate, (decay, square_decay) = group["lr"], group["betas"]
+    full.mul_(1 - rate * group["weight_decay"])
+    mean.lerp_(gradient, 1 - decay)
+    square.mul_(square_decay).addcmul_(gradient, gradient, value=1 - square_decay)
+    root = math.sqrt(1 - square_decay**updates)
+    denominator = (square.sqrt() / root).add_(group["eps"])
+    full.addcdiv_(mean, denominator, value=-rate / (1 - decay**updates))
+    if rest is not None:
+        for half, new in zip((weight, rest), split(full), strict=True):
+            half.copy_(new)
+        for moment, new in ((first, mean), (second, square)):
+            # The last 16 bits are the fraction that bfloat16 drops: after the sum it carries over
+            # with the probability of the fraction.
+            bits = new.view(torch.int32).add_(noise[: len(new)]).bitwise_and_(-(1 << 16))
+            moment.copy_(bits.view(torch.float32))
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -104,7 +203,7 @@ def make_optimizer(
     weights.
 
     Args:
-        parameters: float32.
+        parameters: float32, or in two halves.
         train: table [train] of the profile.
         model: model with these parameters; its modules and names show which ones are norms, biases,
             embeddings and the output head. None if there are none.
@@ -135,6 +234,11 @@ def make_optimizer(
             _of(groups, lambda each: id(each) not in matrices),
             train,
         )
+    if any(rest_of(weight) is not None for weight in weights):
+        optimizer = _adamw(SplitAdamW, groups, train)
+        assert isinstance(optimizer, SplitAdamW)
+        optimizer.seed = train.seed
+        return optimizer
     return _adamw(KahanAdamW if train.kahan_summation else torch.optim.AdamW, groups, train)
 
 
@@ -172,7 +276,7 @@ def _adamw(
         betas=(first, second),
         eps=train.adam_epsilon,
         weight_decay=train.weight_decay,
-        fused=groups[0]["params"][0].device.type != "cpu" or None,
+        fused=(kind != SplitAdamW and groups[0]["params"][0].device.type != "cpu") or None,
     )
 
 

@@ -116,6 +116,7 @@ def open_references(
         torch.get_float32_matmul_precision(),
         profile.train.compile,
         profile.dpo.use_weighting,
+        profile.model.weights_dtype,
         FORMAT,
     )
 

@@ -131,7 +131,7 @@ class _Session:
         saved_plan = Plan.from_dict(plan_values) if plan_values else None
         configure_torch(profile, group.rank, saved_plan)
         local_rank = group.local_rank if group.world_size > 1 else None
-        device = resolve(profile.train.device, profile.train.dtype, local_rank)
+        device = resolve(profile.train.device, profile.compute_dtype, local_rank)
         self._set_matmul_precision(profile, device, saved_plan)
         if profile.model.quantization is not None:
             require_kernels(profile.model.quantization, device.torch_device)

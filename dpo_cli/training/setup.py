@@ -21,6 +21,7 @@ from dpo_cli.models.loading import ModelWeights
 from dpo_cli.models.options import checkpoint_activations, compile_blocks, use_experts_for
 from dpo_cli.models.quantized import set_compute_dtype
 from dpo_cli.models.scoring import ResponseScorer
+from dpo_cli.models.split_weights import split_weights
 from dpo_cli.models.support import scorer_for
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.checkpoints import Checkpoint
@@ -54,8 +55,18 @@ def configure_torch(profile: Profile, rank: int = 0, saved_plan: Plan | None = N
         make_deterministic()
 
 
-def make_scorer(inputs: RunInputs, weights: ModelWeights) -> ResponseScorer:
-    """Build the model of these weights on the run's device, wrapped in its response scorer."""
+def make_scorer(
+    inputs: RunInputs, weights: ModelWeights, *, is_trained: bool = False
+) -> ResponseScorer:
+    """Build the model of these weights on the run's device, wrapped in its response scorer.
+
+    Policy, reference and evaluated models get their dtype, `model.weights_dtype`, here.
+
+    Args:
+        inputs: inputs of the run.
+        weights: of the model.
+        is_trained: keep what weights in bfloat16 cannot hold, to train it.
+    """
     profile, architecture = inputs.profile, weights.architecture
     model = build_adapted(weights, dropout=profile.model.dropout)
     set_compute_dtype(model, inputs.device.dtype)
@@ -75,6 +86,8 @@ def make_scorer(inputs: RunInputs, weights: ModelWeights) -> ResponseScorer:
     scorer = scorer_for(
         model, inputs.longest_sequence, is_known=architecture.supports_packing, **options
     )
+    if profile.model.weights_dtype == "bfloat16":
+        split_weights(model, keeps_rests=is_trained)
     if profile.train.compile:
         compile_blocks(model)
     if profile.train.activation_checkpointing:
@@ -131,7 +144,7 @@ def build_trainer(
     # Only the main rank can read checkpoints; `restore_state` sends the weights to the others.
     if checkpoint is not None and group.is_main:
         weights = trainable.at(load_weights(checkpoint.path))
-    policy = make_scorer(inputs, weights)
+    policy = make_scorer(inputs, weights, is_trained=True)
     load_reference = partial(frozen_reference, inputs, policy)
     references = open_references(inputs, load_reference, directory)
     optimizer = make_optimizer(

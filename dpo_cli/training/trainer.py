@@ -175,7 +175,7 @@ class Trainer:
         parameters = list(self.inputs.trainable.optimized(self.policy.model).values())
         self.group.all_reduce_gradients(parameters)
         self.scaler.unscale_(self.optimizer)
-        grad_norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        grad_norm = get_total_norm([_norm(p.grad) for p in parameters if p.grad is not None])
         values = metrics.reduce(self.group, grad_norm)
         losses = metrics.losses(self.inputs.router_aux_loss_coef)
         is_skipped = not all(map(math.isfinite, (values["grad_norm"], *losses)))
@@ -376,6 +376,12 @@ class Trainer:
                 seconds=time.perf_counter() - began,
             )
         )
+
+
+def _norm(gradient: Tensor) -> Tensor:
+    """Return the norm, float32, of a gradient in bfloat16, which torch would round; else itself."""
+    is_bfloat16 = gradient.dtype == torch.bfloat16
+    return torch.linalg.vector_norm(gradient, dtype=torch.float32) if is_bfloat16 else gradient
 
 
 def _has_passed(interval: int, before: int, after: int) -> bool:

@@ -101,6 +101,8 @@ def test_bytes_of_a_weight() -> None:
     assert weight_bytes(size, "int8") == weights + 4 * 1024 + 40
     assert weight_bytes(size, "nf4") == weights // 2 + weights // 64 + weights // 4096 + 40
     assert optimizer_bytes(100, Train()) == 1200
+    assert weight_bytes(size, None, "bfloat16") == 2 * weights + 20
+    assert optimizer_bytes(100, Train(), "bfloat16") == 800
     assert optimizer_bytes(100, Train(kahan_summation=True)) == 2000
     assert optimizer_bytes(100, Train(optimizer="sgd")) == 400
     assert optimizer_bytes(100, Train(optimizer="adamw8bit")) == 700

@@ -60,6 +60,9 @@ def commands(shared: Path, folder: Path, case: str) -> list[str]:
         "MiniMind version 3 experts, kahan_summation": lambda: golden_run(
             shared, "head", True, **{"train.kahan_summation": True, **SHORTER}
         ),
+        "MiniMind version 3 experts, bfloat16 weights": lambda: golden_run(
+            shared, "head", True, **{"model.weights_dtype": "bfloat16", **SHORTER}
+        ),
         "real experts": lambda: real_run(shared, folder),
     }[case]()
 
@@ -87,7 +90,12 @@ def interrupt_after(
 
 @pytest.mark.parametrize(
     "case",
-    ["dense, dropout, accumulation", "MiniMind version 3 experts, kahan_summation", "real experts"],
+    [
+        "dense, dropout, accumulation",
+        "MiniMind version 3 experts, kahan_summation",
+        "MiniMind version 3 experts, bfloat16 weights",
+        "real experts",
+    ],
 )
 def test_stopped_twice_and_resumed(shared: Path, tmp_path: Path, case: str) -> None:
     parts = tmp_path / "parts"

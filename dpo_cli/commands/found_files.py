@@ -82,7 +82,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class _Candidates:
-    """What there is to choose from.
+    """Candidates for the files of the new profile.
 
     Attributes:
         hub: name of a model on the Hub, instead of models on this machine.

@@ -100,8 +100,8 @@ def in_background(
         for number in _RELAYED:
             signal.signal(number, supervisor.relay)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _RELAYED)
-        for number in early:
-            supervisor.relay(number)
+        for each in early:
+            supervisor.relay(each)
         yield supervisor
     finally:
         restore()

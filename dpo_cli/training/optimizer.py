@@ -116,7 +116,7 @@ class SplitAdamW(torch.optim.AdamW):
 
 
 def _parts(tensor: Tensor) -> Sequence[Tensor]:
-    return tensor.reshape(-1).split(_PART)
+    return torch.split(tensor.reshape(-1), _PART)
 
 
 def _update_part(

@@ -109,19 +109,19 @@ def _read_run(source: str, runs_root: Path, copy: Path | None) -> ModelWeights:
     return ModelWeights(architecture_of(shape), load_file(copy), torch.float32, sha256_file(copy))
 
 
-def read_start(run: RunDirectory, profile: Profile, saved_plan: Plan) -> ModelWeights:
+def read_start(run: RunDirectory, profile: Profile, plan: Plan) -> ModelWeights:
     """Read the starting weights of a run.
 
     Args:
         run: the run.
         profile: profile of the run, with the path of the weights.
-        saved_plan: plan of the run, with their fingerprint.
+        plan: plan of the run, with their fingerprint.
 
     Raises:
         DpoError: the file is missing, or has other weights now.
     """
     start = read_model_weights(profile, "weights", run.path.parent, run.path)
-    if start.fingerprint != saved_plan.fingerprints["weights"]:
+    if start.fingerprint != plan.fingerprints["weights"]:
         raise DpoError("model.weights: the content has changed since the run began")
     return start
 

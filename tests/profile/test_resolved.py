@@ -18,6 +18,7 @@ ALL_VALUES: dict[str, dict[str, object]] = {
         "adapter": "/out/sft $1",
         "tokenizer": "/model/$HOME",
         "quantization": "nf4",
+        "weights_dtype": "float32",
         "hidden_size": 512,
         "num_hidden_layers": 8,
         "use_moe": True,

@@ -37,6 +37,7 @@ def value_of(profile: Profile, key: str) -> object:
 class TestKeys:
     def test_defaults_are_those_of_minimind(self) -> None:
         expected: dict[str, object] = {
+            "model.weights_dtype": "float32",
             "model.dropout": 0.0,
             "data.format": "auto",
             "data.max_seq_len": 1024,
@@ -171,6 +172,7 @@ class TestKeys:
             "model.rope_theta",
             "model.rms_norm_eps",
             "model.quantization",
+            "model.weights_dtype",
             "data.mixture_weights",
             "data.format",
             "data.columns",

@@ -182,6 +182,7 @@ class _Session:
             group,
             accumulation_steps=accumulation_steps,
             max_tokens_per_forward=saved_max_tokens_per_forward(saved_plan),
+            whole_prompts=saved_plan is None or saved_plan.pairs.whole_prompts,
         )
         require_same_inputs_on_ranks(
             group.all_gather_object("inputs", inputs.fingerprints), group.main_rank

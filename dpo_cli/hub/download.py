@@ -143,6 +143,10 @@ def _progress_bar(is_shown: bool) -> Iterator[Any]:
             super().__init__(*arguments, **options)  # type: ignore[no-untyped-call]
             bars.append(self)
 
+        def display(self, *arguments: Any, **options: Any) -> Any:
+            # The size is known once a file is requested: never, if the cache has all of them.
+            return super().display(*arguments, **options) if self.total else None
+
     try:
         yield Bar
     finally:

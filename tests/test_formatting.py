@@ -11,7 +11,9 @@ from dpo_cli.formatting import (
     format_percent,
     format_progress,
     format_rate,
+    format_seconds,
     format_size,
+    format_speed,
     format_with_interval,
 )
 
@@ -29,6 +31,22 @@ from dpo_cli.formatting import (
 )
 def test_durations(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.123, "0.12 s"), (3.14, "3.1 s"), (71.2, "71 s"), (99.6, "1m 40s"), (110, "1m 50s")],
+)
+def test_seconds(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("speed", "text"),
+    [(12.34, "12.3 pairs/s"), (0.1, "0.1 pairs/s"), (0.04, "2.4 pairs/min"), (0, "0 pairs/min")],
+)
+def test_speeds(speed: float, text: str) -> None:
+    assert format_speed(speed) == text
 
 
 @pytest.mark.parametrize(

@@ -183,8 +183,10 @@ def _check_gradients(
         architecture.has_constant_expert_weights and not inputs.router_aux_loss_coef
     ):
         missing = [name for name in missing if not name.endswith(_ROUTER)]
+    of_what = " of the adapter that get one in the first step" if inputs.profile.lora.is_on else ""
     message = (
-        f"a gradient in {len(gradients) - len(zero)} of {len(gradients)} tensors, norm {norm:.3g}"
+        f"a gradient in {len(gradients) - len(zero)} of {len(gradients)} tensors{of_what}, norm"
+        f" {norm:.3g}"
     )
     if idle:
         message += f"; {len(idle)} of {len(set(experts.values()))} experts got no token"

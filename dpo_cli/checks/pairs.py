@@ -54,8 +54,8 @@ def check_lengths(reporter: Reporter, subject: str, rows: Rows) -> None:
         reporter.ok("lengths", subject, message)
         return
     remedy = (
-        f"Always picking the {side} response would be right as often. Look at the accuracy on pairs"
-        " of similar length."
+        f"Always picking the {side} response would be right as often. dpo eval RUN has the"
+        " accuracy on pairs of similar length."
     )
     reporter.warn("length-bias", subject, message, remedy)
 

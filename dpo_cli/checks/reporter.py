@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dpo_cli.errors import DpoError
 from dpo_cli.findings import Finding, Level
 
-
 OnFindings = Callable[[Sequence[Finding]], None]
 
 

@@ -15,6 +15,7 @@ from dpo_cli.formatting import (
     format_number,
     format_percent,
     format_size,
+    format_speed,
 )
 from dpo_cli.intervals import HIGH, LOW
 from dpo_cli.run.events import ACCURACY, RANKING, Evaluated
@@ -136,7 +137,7 @@ def figures(view: RunView, now: float, disk: tuple[int, int] | None) -> Block:
         moved = format_percent(view.weights_moved, 0 if view.weights_moved >= 0.0995 else 1)
         facts["weights"].append(f"{moved} moved by step {view.weights_moved_step:,}")
     if seconds:
-        facts["speed"].append(f"{sum(each.pairs for each in recent) / seconds:.1f} pairs/s")
+        facts["speed"].append(format_speed(sum(each.pairs for each in recent) / seconds))
     if seconds and tokens:
         padding = sum(each.padding_tokens for each in recent) / tokens
         facts["tokens"] += [f"{tokens / seconds:,.0f}/s", f"{format_percent(padding, 0)} padding"]

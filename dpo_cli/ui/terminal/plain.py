@@ -16,6 +16,7 @@ from dpo_cli.formatting import (
     format_number,
     format_percent,
     format_size,
+    format_speed,
 )
 from dpo_cli.intervals import HIGH, LOW
 from dpo_cli.printable import one_line
@@ -270,7 +271,7 @@ def step_line(event: StepDone, recent: Iterable[StepDone], plan: Plan | None) ->
         ("margin", f"{metrics['rewards/margins']:+.3g}"),
         ("acc", format_number(event.metrics.get(ACCURACY), ".2f")),
         ("grad", f"{metrics['grad_norm']:.3g}"),
-        ("", f"{pairs_a_second:.1f} pairs/s"),
+        ("", format_speed(pairs_a_second)),
         ("eta", eta),
         ("", "skipped" if event.is_skipped else ""),
     )

@@ -22,6 +22,11 @@ def format_duration(seconds: float) -> str:
     return f"{whole // 86400}d {whole % 86400 // 3600:02d}h"
 
 
+def format_seconds(seconds: float, digits: int = 2) -> str:
+    """Return seconds with these digits below 100 s: 0.12 s, 71 s; above as a duration: 1m 50s."""
+    return f"{seconds:.{digits}g} s" if abs(seconds) < 99.5 else format_duration(seconds)
+
+
 def format_size(size_bytes: int) -> str:
     """Return a size in decimal units: 51.7 MB."""
     amount = float(size_bytes)

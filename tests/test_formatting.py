@@ -11,6 +11,7 @@ from dpo_cli.formatting import (
     format_percent,
     format_progress,
     format_rate,
+    format_seconds,
     format_size,
     format_speed,
     format_with_interval,
@@ -30,6 +31,14 @@ from dpo_cli.formatting import (
 )
 def test_durations(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.123, "0.12 s"), (3.14, "3.1 s"), (71.2, "71 s"), (99.6, "1m 40s"), (110, "1m 50s")],
+)
+def test_seconds(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
 
 
 @pytest.mark.parametrize(

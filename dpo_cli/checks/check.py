@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dpo_cli.checks.profile import check_files, check_profile, check_trackers
-from dpo_cli.checks.reporter import Reporter
+from dpo_cli.checks.reporter import OnFindings, Reporter
 from dpo_cli.findings import Diagnosis
 
 OnProgress = Callable[[str, int, int, str], None]
@@ -19,6 +19,7 @@ def run_checks(
     runs_root: Path,
     pair: str | None,
     on_progress: OnProgress,
+    on_findings: OnFindings | None = None,
     *,
     takes_steps: bool = True,
 ) -> Diagnosis:
@@ -33,9 +34,30 @@ def run_checks(
         runs_root: directory of runs, also for weights given as "run:NAME".
         pair: row whose pair is shown, as `Places.find` takes it; None for the first pair.
         on_progress: called with phase, done, total (0 if unknown) and unit.
+        on_findings: called before each slow part, and if Ctrl-C ends the checks, with the findings
+            since its last call.
         takes_steps: also score pairs and take real steps; these take most of the time.
     """
-    reporter = Reporter()
+    reporter = Reporter(on_findings)
+    try:
+        return _run_checks(
+            reporter, path, overrides, runs_root, pair, on_progress, takes_steps=takes_steps
+        )
+    except KeyboardInterrupt:
+        reporter.show()
+        raise
+
+
+def _run_checks(
+    reporter: Reporter,
+    path: Path,
+    overrides: Sequence[str],
+    runs_root: Path,
+    pair: str | None,
+    on_progress: OnProgress,
+    *,
+    takes_steps: bool,
+) -> Diagnosis:
     result = check_profile(reporter, path, overrides)
     if result is None:
         return Diagnosis(tuple(reporter.findings), None, {})
@@ -45,6 +67,7 @@ def run_checks(
     if wrong_keys:  # the rest takes a minute, and would check another profile
         return Diagnosis(tuple(reporter.findings), None, {})
 
+    reporter.show()
     on_progress("loading PyTorch", 0, 0, "")
     start = time.perf_counter()
     from dpo_cli.checks.torch_checks import TorchChecks  # imports torch: seconds

@@ -198,7 +198,8 @@ def _check_kept(
         remedy = remedy or f"Correct {rows.places.name(first.line)}: {first.reason}."
         reporter.error("data-none", subject, message, remedy)
     elif too_long:
-        remedy = remedy or "Shorten these conversations."
+        what = "this conversation" if too_long == 1 else "these conversations"
+        remedy = remedy or f"Shorten {what}."
         reporter.warn("data-truncated", subject, message, remedy)
     elif reasons["identical"]:
         reporter.warn("data-identical", subject, message, "Remove rows with identical sides.")

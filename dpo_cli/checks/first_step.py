@@ -26,6 +26,7 @@ from dpo_cli.repetition import repetition
 from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.samples import greedy_answer, prompt_of
 from dpo_cli.training.setup import fallback_alert
+from dpo_cli.training.sources import OnProgress
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 """Tolerance of the first loss by dtype: two forwards of the same weights may differ by rounding. It
@@ -69,7 +70,9 @@ def check_first_step(reporter: Reporter, trial: TrialTrainer) -> None:
     trainer.optimizer.zero_grad(set_to_none=True)
 
 
-def check_start_answers(reporter: Reporter, trial: TrialTrainer, tokenizer: ChatTokenizer) -> None:
+def check_start_answers(
+    reporter: Reporter, trial: TrialTrainer, tokenizer: ChatTokenizer, on_progress: OnProgress
+) -> None:
     """Warn if the answers of the starting weights repeat themselves."""
     inputs, policy = trial.inputs, trial.trainer.policy
     pairs = inputs.held_out or inputs.pairs
@@ -79,6 +82,7 @@ def check_start_answers(reporter: Reporter, trial: TrialTrainer, tokenizer: Chat
     began = time.perf_counter()
     # A large model on a CPU answers once.
     while len(answers) < count and (not answers or time.perf_counter() - began < _ANSWER_SECONDS):
+        on_progress("answering prompts", len(answers), count, "answers")
         prompt = prompt_of(pairs[len(answers) * len(pairs) // count])
         answers.append(greedy_answer(inputs, tokenizer, policy, prompt))
     if alert := start_repeats(answers):
@@ -179,8 +183,10 @@ def _check_gradients(
         architecture.has_constant_expert_weights and not inputs.router_aux_loss_coef
     ):
         missing = [name for name in missing if not name.endswith(_ROUTER)]
+    of_what = " of the adapter that get one in the first step" if inputs.profile.lora.is_on else ""
     message = (
-        f"a gradient in {len(gradients) - len(zero)} of {len(gradients)} tensors, norm {norm:.3g}"
+        f"a gradient in {len(gradients) - len(zero)} of {len(gradients)} tensors{of_what}, norm"
+        f" {norm:.3g}"
     )
     if idle:
         message += f"; {len(idle)} of {len(set(experts.values()))} experts got no token"

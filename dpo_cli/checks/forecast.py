@@ -15,7 +15,8 @@ from dpo_cli.checks.trial_trainer import Sample, TrialTrainer
 from dpo_cli.compute.device import DTYPES
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.data.tokens import TokenizedPairs
-from dpo_cli.formatting import format_duration, format_percent
+from dpo_cli.formatting import format_duration, format_percent, format_seconds
+from dpo_cli.run.cpu_time import contention
 from dpo_cli.training.checkpointing import pause_seconds, state_bytes
 from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.reference import CachedReference, open_references
@@ -82,6 +83,7 @@ def check_forecast(
     """
     # Look before the trial computes log-probs, which could get into the cache.
     is_cached = _reference_is_cached(trial.inputs)
+    began, cpu_began = time.perf_counter(), time.thread_time()
     on_progress("trying the longest batch", 0, 0, "")
     longest = check_memory(reporter, trial)
     if longest is None:
@@ -90,20 +92,27 @@ def check_forecast(
     samples = [longest, *take_samples(trial, on_progress)]
     peak = measure_peak(reporter, trial, reference_is_cached=is_cached)
     forecast = predict(trial, samples, startup_seconds, is_cached, peak)
+    seconds, cpu_seconds = time.perf_counter() - began, time.thread_time() - cpu_began
+    busy = contention(seconds, cpu_seconds) if trial.inputs.device.type == "cpu" else None
     parts = {
+        "training": forecast.training_seconds,
         "start": forecast.startup_seconds,
         "reference": forecast.reference_seconds,
         "evaluation": forecast.evaluation_seconds,
         "saving": forecast.saving_seconds,
     }
-    listed = ", ".join(
-        f"{name} {format_duration(part)}" for name, part in parts.items() if part >= 1
-    )
+    by_size = sorted(parts.items(), key=lambda part: -part[1])
+    listed = ", ".join(f"{name} {format_duration(part)}" for name, part in by_size if part >= 1)
     message = (
-        f"about {format_duration(forecast.seconds)} on this device: {forecast.step_seconds:.2g} s"
-        f" per step on average, at most {forecast.longest_step_seconds:.2g} s"
-        + (f"; {listed}" if listed else "")
+        f"about {format_duration(forecast.seconds)} on this device:"
+        f" {format_seconds(forecast.step_seconds)} per step on average, at most"
+        f" {format_seconds(forecast.longest_step_seconds)}" + (f"; {listed}" if listed else "")
     )
+    if busy:
+        message += (
+            "; measured while other processes used the CPU: about"
+            f" {format_duration(forecast.seconds / busy)} by its CPU time"
+        )
     if remedy := how_to_shorten(trial.inputs, forecast):
         reporter.warn("time", "", message, remedy)
     else:
@@ -112,11 +121,14 @@ def check_forecast(
 
 
 def how_to_shorten(inputs: RunInputs, forecast: Forecast) -> str:
-    """Return the settings that would shorten a long run noticeably; "" for a short run."""
+    """Return the settings that would shorten a long run noticeably, largest part first.
+
+    An empty text for a short run.
+    """
     if forecast.seconds < LONG_SECONDS:
         return ""
     train, least = inputs.profile.train, _WORTHWHILE * forecast.seconds
-    ways = []
+    ways: list[str] = []
     if train.layout == "padded":
         ways.append('train.layout = "packed" computes no padding')
     if train.epochs > 1 and forecast.training_seconds * (1 - 1 / train.epochs) > least:
@@ -130,10 +142,15 @@ def how_to_shorten(inputs: RunInputs, forecast: Forecast) -> str:
             f"data.max_seq_len = {limit} has {format_percent(fewer, 0)} fewer tokens"
             f" ({format_percent(cut, 0)} of the pairs are cut)"
         )
+    if not ways and forecast.training_seconds > least:
+        ways.append("fewer pairs train in fewer steps")
+    parts = [(forecast.training_seconds, ways)]
     if forecast.evaluation_seconds > least and evaluations_of(inputs) > 2:
-        ways.append("a larger eval.interval evaluates less often")
+        evaluating = ["a larger eval.interval evaluates less often"]
+        parts.append((forecast.evaluation_seconds, evaluating))
     if forecast.saving_seconds > least:
-        ways.append("a larger train.save_interval saves less often")
+        parts.append((forecast.saving_seconds, ["a larger train.save_interval saves less often"]))
+    ways = [way for _, each in sorted(parts, key=lambda part: -part[0]) for way in each]
     return f"To shorten the run: {'; '.join(ways)}." if ways else ""
 
 

@@ -19,7 +19,7 @@ from dpo_cli.checks.reporter import Reporter
 from dpo_cli.checks.trial_trainer import TrialTrainer, small_micro_batch
 from dpo_cli.data.batching import Batch
 from dpo_cli.data.sampler import GlobalBatch
-from dpo_cli.formatting import format_percent, format_rate
+from dpo_cli.formatting import format_count, format_percent, format_rate
 from dpo_cli.profile.doctrine import (
     LOW_LOSS,
     MAX_SATURATION_MARGIN,
@@ -112,6 +112,8 @@ def check_lr_sum(reporter: Reporter, inputs: RunInputs) -> LrSum:
         return _without_shares(reporter, inputs, what)
     if (optimizer := inputs.profile.train.optimizer) != "adamw":
         what = f"of {optimizer}, whose updates have other sizes than the learning rate"
+        if optimizer == "adamw8bit":
+            what = "of adamw8bit, whose updates are about those of AdamW, but rounded"
         return _without_shares(reporter, inputs, what)
     lr_sum = measure_lr_sum(inputs)
     dtype = inputs.export_dtype
@@ -121,7 +123,8 @@ def check_lr_sum(reporter: Reporter, inputs: RunInputs) -> LrSum:
         if name != dtype
     )
     message = (
-        f"lr_sum {format_rate(lr_sum.total)} over {inputs.order.optimizer_steps:,} steps: at most"
+        f"lr_sum {format_rate(lr_sum.total)} over"
+        f" {format_count(inputs.order.optimizer_steps, 'step')}: at most"
         f" {format_percent(lr_sum.changed[dtype], 0)} of the weights change in a {dtype} file"
         f" ({others})"
     )
@@ -146,13 +149,13 @@ def check_lr_sum(reporter: Reporter, inputs: RunInputs) -> LrSum:
 
 def _without_shares(reporter: Reporter, inputs: RunInputs, what: str) -> LrSum:
     """Report the learning rates where nothing limits how far they move a weight."""
-    total = inputs.current_recipe.lr_sum
+    total, steps = inputs.current_recipe.lr_sum, inputs.order.optimizer_steps
     largest = max(map(inputs.learning_rate.at, inputs.order.last_steps))
     reporter.ok(
         "lr-sum",
         "train.learning_rate",
-        f"lr_sum {format_rate(total)} over {inputs.order.optimizer_steps:,} steps, {what}, so no"
-        " share of them is foretold",
+        f"lr_sum {format_rate(total)} over {format_count(steps, 'step')}, {what}, so no share of"
+        " the weights that change is foretold",
     )
     _check_saturation(reporter, inputs)
     return LrSum(total, largest, {}, 0.0)
@@ -187,9 +190,10 @@ def check_update(reporter: Reporter, trial: TrialTrainer) -> None:
     with torch.no_grad():
         reference_logps = trainer.reference.token_logps(indices, batch)
     after = _loss(trainer, batch, reference_logps)
+    what = "the adapter's float32 weights" if inputs.profile.lora.is_on else "the float32 weights"
     message = (
         f"one real step at {format_rate(rate)} changed {format_percent(moved / parameters, 0)}"
-        f" of the float32 weights, by {distance / parameters / rate:.2f} of the learning rate on"
+        f" of {what}, by {distance / parameters / rate:.2f} of the learning rate on"
         f" average and {largest / rate:.1f} at most;"
         f" {format_percent(done.metrics['weights_moved'], 1)} in {inputs.export_dtype}."
         f" Loss of these pairs: {done.metrics['loss']:.4f} before, {after:.4f} after"
@@ -217,6 +221,10 @@ def check_update(reporter: Reporter, trial: TrialTrainer) -> None:
 
         safe = safe_share(after, loss_at) * inputs.learning_rate.peak
         remedy = smaller_rate(inputs.current_recipe, safe)
+        message = (
+            f"one step takes the loss of its own pairs below {LOW_LOSS:g}, which changes the model"
+            f" too much: {message}"
+        )
         reporter.warn("update-large", "train.learning_rate", message, remedy)
         return
     # Kahan summation keeps what the float32 weights cannot represent.

@@ -70,7 +70,7 @@ def measure_peak(reporter: Reporter, trial: TrialTrainer, *, reference_is_cached
     reporter.ok(
         "memory",
         "",
-        f"{format_size(needed)} at most in real steps, including the longest batch"
+        f"{format_size(needed)} at most in real steps, including the longest forward"
         f" ({format_count(len(longest), 'pair')}, {tokens:,} tokens); {format_size(free)} of memory"
         f" left on {device.torch_device}",
     )

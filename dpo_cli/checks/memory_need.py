@@ -100,7 +100,7 @@ def _report(
     facts = [name, profile.model.quantization or profile.model.weights_dtype]
     if profile.lora.is_on:
         facts.append(f"rank {profile.lora.rank}")
-    facts.append(f"{tokens:,} tokens")
+    facts.append(f"{tokens:,} tokens per forward")
     parts = {
         "weights": found.weights + found.dequantized,
         "gradients and optimizer": found.optimizer,

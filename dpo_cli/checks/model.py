@@ -20,7 +20,7 @@ from dpo_cli.models.loading import ModelWeights
 from dpo_cli.models.trainable import trainable_of
 from dpo_cli.profile.inputs import resolve_tokenizer, resolve_weights
 from dpo_cli.profile.schema import Profile
-from dpo_cli.profile.text import show_path
+from dpo_cli.profile.text import show_model
 from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.reference import LiveReference
 from dpo_cli.training.setup import make_scorer
@@ -36,7 +36,7 @@ def check_weights(
 ) -> ModelWeights | None:
     """Read the weights and describe them."""
     source = resolve_weights(profile, which)
-    subject = source if source.startswith(RUN_PREFIX) else show_path(Path(source))
+    subject = source if source.startswith(RUN_PREFIX) else show_model(Path(source))
     with reporter.errors_as(f"{which}-unusable", subject, source):
         model_weights = read_model_weights(profile, which, runs_root)
         dtype = model_weights.dtype_name
@@ -57,7 +57,7 @@ def check_weights(
 def check_tokenizer(reporter: Reporter, profile: Profile) -> ChatTokenizer | None:
     """Read the tokenizer."""
     folder = resolve_tokenizer(profile)
-    subject = show_path(folder)
+    subject = show_model(folder)
     with reporter.errors_as("tokenizer-unusable", subject, folder):
         tokenizer = ChatTokenizer(folder)
         reporter.ok("tokenizer", subject, f"{tokenizer.vocab_size:,} entries, with a chat template")
@@ -87,7 +87,7 @@ def check_fit(reporter: Reporter, inputs: RunInputs, on_progress: OnProgress) ->
         if nats < CHANCE_SHARE * chance:
             reporter.ok("tokenizer-fit", key, measured)
             continue
-        folder = show_path(inputs.tokenizer)
+        folder = show_model(inputs.tokenizer)
         reporter.error(
             "tokenizer-mismatch",
             "model.tokenizer",

@@ -17,7 +17,10 @@ from dpo_cli.data.rendered import Rendered
 from dpo_cli.data.tokens import EncodedRows, Rows
 from dpo_cli.findings import Histogram, PairIssue
 from dpo_cli.formatting import format_percent
+from dpo_cli.hub.datasets import find_data
+from dpo_cli.hub.download import is_on_hub
 from dpo_cli.profile import doctrine
+from dpo_cli.profile.schema import Profile
 from dpo_cli.run.plan import KNOWN_SHARE
 from dpo_cli.training.inputs import RunInputs
 
@@ -51,8 +54,8 @@ def check_lengths(reporter: Reporter, subject: str, rows: Rows) -> None:
         reporter.ok("lengths", subject, message)
         return
     remedy = (
-        f"Always picking the {side} response would be right as often. Look at the accuracy on pairs"
-        " of similar length."
+        f"Always picking the {side} response would be right as often. dpo eval RUN has the"
+        " accuracy on pairs of similar length."
     )
     reporter.warn("length-bias", subject, message, remedy)
 
@@ -167,7 +170,8 @@ def check_overlap(
             f"{known:,} of {len(lines):,} held-out pairs"
             f" ({format_percent(known / len(lines), 0)}) have a prompt that is also trained"
             " on: they make the result look better than it is",
-            "Move all rows of some prompts to a file of their own, and set eval.path to it and"
+            _use_other_split(inputs.profile)
+            or "Move all rows of some prompts to a file of their own, and set eval.path to it and"
             " eval.fraction to 0. Or read the held-out result as an upper bound.",
         )
 
@@ -182,7 +186,8 @@ def check_held_out(reporter: Reporter, inputs: RunInputs) -> None:
             subject,
             "no pairs are held out: loss and accuracy of the training pairs do not show whether the"
             " model got better",
-            f"Set eval.fraction = {doctrine.held_out_fraction(total):g}.",
+            _use_other_split(inputs.profile)
+            or f"Set eval.fraction = {doctrine.held_out_fraction(total):g}.",
         )
         return
     message = doctrine.what_held_out_shows(held_out)
@@ -193,6 +198,18 @@ def check_held_out(reporter: Reporter, inputs: RunInputs) -> None:
     if inputs.profile.eval.path:
         remedy = f"Put {doctrine.MIN_HELD_OUT} pairs or more into eval.path."
     reporter.warn("held-out-few", subject, message, remedy)
+
+
+def _use_other_split(profile: Profile) -> str:
+    """Return the remedy that evaluates another split of a data set of the Hub; "" without one."""
+    [path, *others] = profile.data.paths
+    if others or not is_on_hub(path):
+        return ""
+    split = find_data(str(path)).held_out
+    if split is None or split == str(profile.eval.path):
+        return ""
+    fraction = " and eval.fraction = 0" if profile.eval.fraction else ""
+    return f'Set eval.path = "{split}"{fraction}: the data set has this split, too.'
 
 
 @dataclass(frozen=True)

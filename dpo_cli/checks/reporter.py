@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from dpo_cli.errors import DpoError
 from dpo_cli.findings import Finding, Level
 
+OnFindings = Callable[[Sequence[Finding]], None]
+
 
 class Reporter:
-    """Findings in the order in which they are reported."""
+    """Findings in the order in which they are reported.
 
-    def __init__(self) -> None:
+    Args:
+        on_findings: called by `show` with the findings since its last call; None for no calls.
+    """
+
+    def __init__(self, on_findings: OnFindings | None = None) -> None:
         self.findings: list[Finding] = []
+        self._on_findings = on_findings
+        self._shown = 0
+
+    def show(self) -> None:
+        """Show the findings so far, because slow checks follow."""
+        if self._on_findings is not None:
+            self._on_findings(self.findings[self._shown :])
+        self._shown = len(self.findings)
 
     def ok(self, code: str, subject: str, message: str) -> None:
         """Report a check that passed."""

@@ -43,24 +43,42 @@ def check_device(reporter: Reporter, profile: Profile) -> Device:
 
 def check_plan(reporter: Reporter, inputs: RunInputs) -> None:
     """Report the number of steps and the learning rate."""
-    order, rate, profile = inputs.order, inputs.learning_rate, inputs.profile
+    order, profile = inputs.order, inputs.profile
     held_out = ""
     if inputs.held_out:
         interval = profile.eval.interval
-        between = f", every {interval:,} micro-steps" if interval else ""
+        is_within = 0 < interval < order.micro_batches
+        between = f", every {interval:,} micro-steps" if is_within else ""
         held_out = (
             f"; {len(inputs.held_out):,} held-out pairs, evaluated at the start{between} and at the"
             " end"
         )
+    tables = (profile.train, "train", "log_interval"), (profile.train, "train", "save_interval")
+    never = [
+        f"{name}.{key} = {getattr(table, key):,}"
+        for table, name, key in (*tables, (profile.eval, "eval", "interval"))
+        if key in table.model_fields_set and getattr(table, key) > order.micro_batches
+    ]
+    beyond = f"; longer than the run, so only its end counts: {', '.join(never)}" if never else ""
     reporter.ok(
         "plan",
         "",
         f"{format_count(order.epochs, 'epoch')} x {order.micro_batches_per_epoch:,} micro-batches"
         f" of {format_count(order.batch_size, 'pair')} ="
         f" {format_count(order.micro_batches, 'micro-step')},"
-        f" {format_count(order.optimizer_steps, 'step')}; learning rate {format_rate(rate.at(0))}"
-        f" to {format_rate(rate.at(order.micro_batches - 1))}{held_out}",
+        f" {format_count(order.optimizer_steps, 'step')}; {_rates(inputs)}{held_out}{beyond}",
     )
+
+
+def _rates(inputs: RunInputs) -> str:
+    """Describe the learning rates of a run: first, largest, last, and steps whose rate is 0."""
+    order, rate = inputs.order, inputs.learning_rate
+    first, last = rate.at(0), rate.at(order.micro_batches - 1)
+    peak = max(map(rate.at, range(order.micro_batches)))
+    between = f" over {format_rate(peak)}" if peak > max(first, last) else ""
+    idle = sum(not rate.at(step) for step in order.last_steps)
+    nothing = f" ({format_count(idle, 'step')} at 0, which change nothing)" if idle else ""
+    return f"learning rate {format_rate(first)}{between} to {format_rate(last)}{nothing}"
 
 
 def check_contention(reporter: Reporter, seconds: float, cpu_seconds: float, stolen: float) -> None:
@@ -113,7 +131,8 @@ def check_disk(
     needed = states * state + 2 * 4 * parameters
     message = (
         f"a run takes up to {format_size(needed)} ({states} checkpoints of"
-        f" {format_size(state)}, {state // parameters} bytes per weight); {format_size(free)} free"
+        f" {format_size(state)}, {state // parameters} bytes per weight, and the file of weights"
+        f" that each save writes, too); {format_size(free)} free"
     )
     if needed < free:
         reporter.ok("disk", shown, message)

@@ -146,6 +146,8 @@ class TorchChecks:
         if not self.takes_steps:
             reporter.skip("steps", _STEPS)
             facts["memory_need"] = check_need(reporter, inputs)
+        else:
+            reporter.show()
         began, cpu_began, stolen = time.perf_counter(), time.thread_time(), StolenTime()
         try:
             trial = self.try_out(inputs, tokenizer) if self.takes_steps else None
@@ -174,7 +176,7 @@ class TorchChecks:
         check_layout(self.reporter, trial)
         check_first_step(self.reporter, trial)
         if tokenizer:
-            check_start_answers(self.reporter, trial, tokenizer)
+            check_start_answers(self.reporter, trial, tokenizer, self.on_progress)
         return trial
 
     def assemble(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 import torch
@@ -54,7 +55,9 @@ def prompt_labels(pairs: TokenizedPairs) -> list[int]:
     labels: dict[bytes, int] = {}
     numbers = []
     for prompt in pairs.prompts():
-        numbers.append(labels.setdefault(prompt, len(labels)))
+        # Digests: the prompts of a million pairs would take gigabytes.
+        digest = hashlib.blake2b(prompt, digest_size=16).digest()
+        numbers.append(labels.setdefault(digest, len(labels)))
     return numbers
 
 

@@ -108,17 +108,54 @@ class BatchSampler:
         return epochs * self.micro_batches_per_epoch + in_epoch
 
 
-def hold_out(pairs: int, fraction: float, seed: int) -> tuple[list[int], list[int]]:
+def hold_out(
+    pairs: int, fraction: float, seed: int, prompts: Sequence[int] | None = None
+) -> tuple[list[int], list[int]]:
     """Split pair indices into (training, held out), both in file order.
 
-    For a fraction above 0 both parts have at least one pair.
+    For a fraction above 0 both parts have at least one pair. Pairs of one prompt stay together, so
+    that the number of held-out pairs may differ from the fraction by less than the pairs of a
+    prompt. Only where that would change the number by more than half are they separated.
+
+    Args:
+        pairs: number of pairs.
+        fraction: share to hold out.
+        seed: seed of the order in which pairs are taken.
+        prompts: label of each pair's prompt; None to take each pair by itself.
     """
     if not fraction:
         return list(range(pairs)), []
     count = min(max(1, round(fraction * pairs)), pairs - 1)
     generator = torch.Generator().manual_seed(seed)
-    chosen = set(torch.randperm(pairs, generator=generator)[:count].tolist())
+    order = torch.randperm(pairs, generator=generator).tolist()
+    chosen = set(order[:count] if prompts is None else _whole_prompts(order, count, prompts))
     return [i for i in range(pairs) if i not in chosen], sorted(chosen)
+
+
+def _whole_prompts(order: Sequence[int], count: int, prompts: Sequence[int]) -> list[int]:
+    """Take about `count` pairs in order, each with all other pairs of its prompt.
+
+    If all prompts differ, these are the first `count` pairs.
+    """
+    groups: dict[int, list[int]] = {}
+    for index in order:
+        groups.setdefault(prompts[index], []).append(index)
+    taken: list[int] = []
+    left = []
+    for group in groups.values():  # by the first pair of each
+        if len(taken) + len(group) <= count:
+            taken += group
+        else:
+            left.append(group)
+    if len(taken) == count:
+        return taken
+    smallest = min(left, key=len)
+    total = len(taken) + len(smallest)
+    if total <= 1.5 * count and total < len(order):
+        return taken + smallest
+    if 2 * len(taken) >= count:
+        return taken
+    return (taken + [index for group in left for index in group])[:count]
 
 
 def repeat(groups: Sequence[Sequence[int]], weights: Sequence[float], seed: int) -> list[int]:

@@ -38,6 +38,7 @@ class HubData:
         sizes: bytes of each file.
         rows: number of rows as README.md states it, if it does.
         title: configuration, split and commit, for users.
+        held_out: name of the split for evaluation beside this one, if there is one.
     """
 
     name: str
@@ -47,6 +48,7 @@ class HubData:
     sizes: tuple[int, ...]
     rows: int | None
     title: str
+    held_out: str | None = None
 
     @property
     def paths(self) -> list[Path]:
@@ -104,6 +106,7 @@ def find_data(name: str) -> HubData:
         tuple(sizes[path] for path in selection.files),
         stated_rows(metadata, selection),
         f"split {selection.split} of {selection.config}, commit {folder.name[:8]}",
+        f"{shown}:{selection.config}/{selection.held_out}" if selection.held_out else None,
     )
     if missing := missing_shards(found.files):
         raise DpoError(

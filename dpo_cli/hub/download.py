@@ -7,6 +7,7 @@ huggingface_hub does the work. `HF_ENDPOINT` selects another Hub, `HF_HOME` anot
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import sys
@@ -19,6 +20,8 @@ from dpo_cli.formatting import format_size
 
 PREFIX = "hf:"
 _BAR = "downloading {bar} {n_fmt}B of {total_fmt}B  {rate_fmt}"
+_TRUE = ("1", "ON", "YES", "TRUE")
+"""Values by which huggingface_hub takes a variable as set."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 Kind = Literal["model", "dataset"]
@@ -143,6 +146,10 @@ def _progress_bar(is_shown: bool) -> Iterator[Any]:
             super().__init__(*arguments, **options)  # type: ignore[no-untyped-call]
             bars.append(self)
 
+        def display(self, *arguments: Any, **options: Any) -> Any:
+            # The size is known once a file is requested: never, if the cache has all of them.
+            return super().display(*arguments, **options) if self.total else None
+
     try:
         yield Bar
     finally:
@@ -182,10 +189,12 @@ def _explained(name: str, revision: str, kind: Kind) -> Iterator[None]:
             f"Check the name. For a private {title}, log in: hf auth login",
         ) from error
     except LocalEntryNotFoundError as error:
+        is_offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE
         raise DpoError(
             f"{name} is not, or only partly, in this machine's cache, and the Hub cannot be"
-            " reached",
-            f"Download it on a machine with a network ({command}), copy the directory here, and"
+            f" reached{' (HF_HUB_OFFLINE is set)' if is_offline else ''}",
+            f"{'Unset HF_HUB_OFFLINE, or download' if is_offline else 'Download'} it on a machine with"
+            f" a network ({command}), copy the directory here, and"
             " write its path instead. HF_ENDPOINT selects another Hub.",
         ) from error
     except Exception as error:  # connections fail with errors that the library does not document

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from glob import has_magic
 from typing import Any
@@ -39,6 +39,7 @@ _WORDS: Mapping[str, tuple[str, ...]] = {
     "validation": ("validation", "valid", "dev", "val"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+_HELD_OUT_WORDS = (*_WORDS["test"], *_WORDS["validation"])
 _EDGE = r"[-._ 0-9/]"
 _PREFERENCE = ("pref", "dpo")
 _MOST_NAMED = 12
@@ -54,6 +55,8 @@ class Selection:
     config: str
     split: str
     files: tuple[str, ...]
+    held_out: str | None = field(default=None, compare=False)
+    """Split of the same configuration that is meant for an evaluation of this one, if any."""
 
 
 def select_files(
@@ -89,7 +92,7 @@ def select_files(
         config = _choose_config(name, config, configs, metadata)
     splits = configs[config]
     split = _choose_split(f"{name}:{config}", split, splits)
-    return Selection(config, split, tuple(splits[split]))
+    return Selection(config, split, tuple(splits[split]), _held_out_split(split, splits))
 
 
 def stated_rows(metadata: Mapping[str, Any], selection: Selection) -> int | None:
@@ -255,6 +258,12 @@ def _choose_split(name: str, wanted: str, splits: Splits) -> str:
         f"{name} has several splits: {_shown(choices)}",
         f"Add the name of one, for example {name}/{(training or list(choices))[0]}",
     )
+
+
+def _held_out_split(split: str, splits: Splits) -> str | None:
+    """Return the split named as `split` is, but for evaluation: test_prefs for train_prefs."""
+    names = (split.replace(TRAIN, word) for word in _HELD_OUT_WORDS if TRAIN in split)
+    return next((name for name in names if splits.get(name)), None)
 
 
 def _no_choice(

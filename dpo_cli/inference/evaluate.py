@@ -142,7 +142,8 @@ def evaluate_models(
     for each in (*weights, reference_weights):
         if each.quantization is not None:
             require_kernels(each.quantization, device.torch_device)
-    inputs = _prepare(profile, device, weights, reference_weights, on_progress)
+    whole_prompts = saved_plan is None or saved_plan.pairs.whole_prompts
+    inputs = _prepare(profile, device, weights, reference_weights, on_progress, whole_prompts)
     if saved_plan is not None:
         _require_same_inputs(eval_config, saved_plan.fingerprints, inputs)
     evaluated, scores = [], []
@@ -231,6 +232,7 @@ def _prepare(
     models: Sequence[ModelWeights],
     reference: ModelWeights,
     on_progress: OnProgress,
+    whole_prompts: bool,
 ) -> RunInputs:
     """Build inputs whose held-out pairs are the pairs to evaluate.
 
@@ -242,7 +244,16 @@ def _prepare(
         require_same_vocabulary(tokenizer, model, reference)
     rows = usable_rows(profile, training_pairs(profile), tokenizer, on_progress, SINGLE_PROCESS)
     held_out = None if profile.eval.path is None else rows
-    return assemble_inputs(profile, device, tokenizer, models[0], reference, rows, held_out)
+    return assemble_inputs(
+        profile,
+        device,
+        tokenizer,
+        models[0],
+        reference,
+        rows,
+        held_out,
+        whole_prompts=whole_prompts,
+    )
 
 
 def _known_prompts(
@@ -276,7 +287,11 @@ def _was_trained_on(plan: Plan, eval_config: EvalConfig, inputs: RunInputs) -> b
     if plan.fingerprints["data"] != inputs.fingerprints["data"]:
         return False
     is_split = eval_config.is_own and eval_config.profile.eval.path is None
-    return not (is_split and split_of(plan.settings) == split_of(to_tables(eval_config.profile)))
+    is_same = split_of(plan.settings) == split_of(to_tables(eval_config.profile))
+    if plan.pairs.whole_prompts != inputs.whole_prompts:
+        # Both rules give the same split if they separate no pairs of a prompt.
+        is_same &= plan.pairs.held_out_known == 0
+    return not (is_split and is_same)
 
 
 @contextmanager

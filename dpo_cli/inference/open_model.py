@@ -13,7 +13,7 @@ from dpo_cli.models.loading import ModelWeights, load_model_weights
 from dpo_cli.profile.inputs import resolve_weights
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.schema import Profile
-from dpo_cli.profile.text import show_path
+from dpo_cli.profile.text import show_model
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.models import NamedModel
 from dpo_cli.run.plan import Plan
@@ -86,6 +86,6 @@ def open_reference(profile: Profile, runs_root: Path, run: RunDirectory | None) 
     """
     which = profile.model.reference_key
     source = resolve_weights(profile, which)
-    title = source if source.startswith(RUN_PREFIX) else show_path(Path(source))
+    title = source if source.startswith(RUN_PREFIX) else show_model(Path(source))
     keep_in = run.path if run else None
     return OpenedModel(title, read_model_weights(profile, which, runs_root, keep_in))

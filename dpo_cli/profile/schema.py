@@ -40,7 +40,8 @@ class Eval(Table):
     """Held-out pairs, which are evaluated but not trained on."""
 
     fraction: Annotated[float, Field(ge=0, lt=1), POSITION, SPLIT | REFERENCE] = 0.0
-    """Share of the pairs that is held out of training and evaluated."""
+    """Share of the pairs that is held out of training and evaluated. Pairs with the same prompt
+    stay together."""
 
     path: Annotated[
         Location | None,

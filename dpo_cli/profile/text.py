@@ -11,6 +11,7 @@ from pathlib import Path
 
 _LONGEST_INTEGER_BITS, _SHOWN_DIGITS = 128, 20
 _FAR_AWAY = os.path.join(*[os.pardir] * 4)
+_CACHED_MODEL = "models--"
 _NEAR = 0.75
 """Similarity from which a name is probably another one, mistyped; "epoch" and "epochs" have 0.91,
 "report_to" and "export" 0.67."""
@@ -41,6 +42,14 @@ def show_value(value: object) -> str:
 def show_path(path: Path) -> str:
     """Format `path` relative to the working directory, or absolute if that is shorter."""
     return min(os.path.relpath(path), os.path.abspath(path), key=len)
+
+
+def show_model(path: Path) -> str:
+    """Format the path of a model: hf:ORG/NAME for a snapshot in the Hub's cache, else the path."""
+    snapshots, repository = path.parent, path.parent.parent.name
+    if snapshots.name == "snapshots" and repository.startswith(_CACHED_MODEL):
+        return f"hf:{repository.removeprefix(_CACHED_MODEL).replace('--', '/')}"
+    return show_path(path)
 
 
 def path_value(path: Path, folder: Path) -> str:

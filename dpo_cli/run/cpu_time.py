@@ -49,7 +49,10 @@ def contention_message(times: float, stolen: float) -> str:
 def contention_remedy(threads: int) -> str:
     """Return the remedy for a contended CPU."""
     if threads == 1:
-        return "Stop the other processes. The result does not depend on them."
+        return (
+            "Wait until the other processes end, or stop those that are yours. The result does not"
+            " depend on them. A smaller data.max_seq_len or fewer pairs shorten the run."
+        )
     return (
         "Set train.threads = 1, or stop the other processes: threads that wait for each other lose"
         " the most."

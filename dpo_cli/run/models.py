@@ -16,7 +16,7 @@ from dpo_cli.profile import folder
 from dpo_cli.profile.discover import discover_in
 from dpo_cli.profile.inputs import check_tokenizer, resolve_tokenizer
 from dpo_cli.profile.load import load_profile
-from dpo_cli.profile.text import near_path, show_path
+from dpo_cli.profile.text import near_path, show_model, show_path
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import exported_paths
 from dpo_cli.run.lookup import find_runs, find_saved_run
@@ -40,7 +40,7 @@ class NamedModel:
     @property
     def title(self) -> str:
         """Name for users."""
-        return self.run.name if self.run else show_path(self.path)
+        return self.run.name if self.run else show_model(self.path)
 
     def tokenizer(self, settings: Sequence[str] = ()) -> Path | None:
         """Return the folder of the model's tokenizer; None for a weights file, which has none.

@@ -72,8 +72,10 @@ class PlannedPairs:
     Attributes:
         truncated, held_out_truncated: pairs that lose text at `data.max_seq_len`.
         held_out_known: held-out pairs whose prompt is also that of a pair to train on.
+        whole_prompts: the split by `eval.fraction` keeps the pairs of a prompt together. A run
+            keeps its split: False in runs of earlier versions, also when they are resumed.
 
-    These three are None in runs of earlier versions.
+    The three numbers are None in runs of earlier versions.
     """
 
     kept: int
@@ -84,6 +86,7 @@ class PlannedPairs:
     truncated: int | None = None
     held_out_truncated: int | None = None
     held_out_known: int | None = None
+    whole_prompts: bool = False
 
     def caveats(self) -> list[str]:
         """Return what makes the results of the run less telling, one clause each."""

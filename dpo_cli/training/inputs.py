@@ -61,6 +61,7 @@ class RunInputs:
             the number it began with, also on another number of ranks.
         world_size: number of ranks that train together.
         max_tokens_per_forward: limit where the profile leaves it open; a resumed run keeps it, too.
+        whole_prompts: see `dpo_cli.run.plan.PlannedPairs`.
     """
 
     profile: Profile
@@ -79,6 +80,7 @@ class RunInputs:
     accumulation_steps: int = 1
     world_size: int = 1
     max_tokens_per_forward: int = CPU_TOKENS_PER_FORWARD
+    whole_prompts: bool = True
 
     @cached_property
     def held_out_prompts(self) -> list[int]:
@@ -203,6 +205,7 @@ def read_inputs(
     group: ProcessGroup = SINGLE_PROCESS,
     accumulation_steps: int | None = None,
     max_tokens_per_forward: int | None = None,
+    whole_prompts: bool = True,
 ) -> RunInputs:
     """Read and check all inputs; writes nothing but a copy of the weights that `run:NAME` names.
 
@@ -213,7 +216,7 @@ def read_inputs(
             other run may train on and remove the checkpoint.
         on_progress: see `OnProgress`.
         group: the ranks that train together; collective.
-        accumulation_steps, max_tokens_per_forward: see `assemble_inputs`.
+        accumulation_steps, max_tokens_per_forward, whole_prompts: see `assemble_inputs`.
 
     Raises:
         DpoError: an input is missing, damaged, or does not fit the others.
@@ -252,6 +255,7 @@ def read_inputs(
                 or default_max_tokens_per_forward(device, weights, reference_weights, profile)
             ),
         ),
+        whole_prompts=whole_prompts,
     )
 
 
@@ -267,6 +271,7 @@ def assemble_inputs(
     world_size: int = 1,
     accumulation_steps: int | None = None,
     max_tokens_per_forward: int | None = None,
+    whole_prompts: bool = True,
 ) -> RunInputs:
     """Split the pairs, mix their sources, and put the inputs together.
 
@@ -280,6 +285,8 @@ def assemble_inputs(
             keeps; None to compute it from the profile.
         max_tokens_per_forward: most tokens of a forward where the profile leaves it open, which a
             resumed run keeps; None to compute it from the free memory.
+        whole_prompts: the split by `eval.fraction` keeps the pairs of a prompt together; False for
+            runs of earlier versions.
 
     Raises:
         DpoError: a sequence is longer than the model has positions for, there are too few pairs to
@@ -296,7 +303,7 @@ def assemble_inputs(
     }
     if held_out:
         fingerprints["held_out"] = held_out.content
-    pairs, evaluated = _split_pairs(profile, rows, held_out)
+    pairs, evaluated = _split_pairs(profile, rows, held_out, whole_prompts)
     inputs = RunInputs(
         profile=profile,
         device=device,
@@ -316,6 +323,7 @@ def assemble_inputs(
         world_size=world_size,
         max_tokens_per_forward=max_tokens_per_forward
         or default_max_tokens_per_forward(device, weights, reference_weights, profile),
+        whole_prompts=whole_prompts,
     )
     if inputs.accumulation_steps < world_size:
         steps = inputs.accumulation_steps
@@ -342,7 +350,7 @@ def assemble_inputs(
 
 
 def _split_pairs(
-    profile: Profile, rows: Rows, held_out: Rows | None
+    profile: Profile, rows: Rows, held_out: Rows | None, whole_prompts: bool
 ) -> tuple[TokenizedPairs, TokenizedPairs]:
     """Return the pairs to train on and the held-out pairs."""
     pairs, evaluated = rows.kept, held_out.kept if held_out else rows.kept[:0]
@@ -352,7 +360,9 @@ def _split_pairs(
                 f"eval.fraction = {profile.eval.fraction}: there is only one pair to train on",
                 "Use more data, or remove eval.fraction.",
             )
-        training, evaluation = hold_out(len(pairs), profile.eval.fraction, profile.train.seed)
+        labels = prompt_labels(pairs) if whole_prompts else None
+        seed = profile.train.seed
+        training, evaluation = hold_out(len(pairs), profile.eval.fraction, seed, labels)
         pairs, evaluated = pairs.select(training), pairs.select(evaluation)
     # After the split, so that a pair that is repeated cannot also be held out.
     if (weights := profile.data.mixture_weights) is not None:

@@ -43,6 +43,7 @@ def make_plan(inputs: RunInputs) -> Plan:
             truncated=int(inputs.pairs.shortened.sum()),
             held_out_truncated=int(inputs.held_out.shortened.sum()),
             held_out_known=count_known_prompts(inputs.held_out, inputs.pairs),
+            whole_prompts=inputs.whole_prompts,
         ),
         steps=PlannedSteps(
             micro_batches=order.micro_batches,

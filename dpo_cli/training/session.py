@@ -17,6 +17,7 @@ from dpo_cli.compute.device import Device, configure_device, resolve
 from dpo_cli.distributed.process_group import ProcessGroup, RankLostError, StartCancelledError
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.files import write_text_atomically
+from dpo_cli.formatting import format_count
 from dpo_cli.models.quantized import require_kernels
 from dpo_cli.printable import printable
 from dpo_cli.profile.load import load_profile
@@ -182,6 +183,7 @@ class _Session:
             group,
             accumulation_steps=accumulation_steps,
             max_tokens_per_forward=saved_max_tokens_per_forward(saved_plan),
+            whole_prompts=saved_plan is None or saved_plan.pairs.whole_prompts,
         )
         require_same_inputs_on_ranks(
             group.all_gather_object("inputs", inputs.fingerprints), group.main_rank
@@ -271,7 +273,8 @@ class _Session:
             self.events.append(
                 Alert(
                     code="held-out-rows-skipped",
-                    message=f"{len(skipped_rows)} rows of eval.path are not used; the first is"
+                    message=f"{format_count(len(skipped_rows), 'row')} of eval.path"
+                    f" {'is' if len(skipped_rows) == 1 else 'are'} not used; the first is"
                     f" {inputs.held_out.places.name(first.line)}: {first.reason}",
                 )
             )

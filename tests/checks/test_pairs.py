@@ -200,9 +200,13 @@ def test_a_template_that_leaves_out_messages(examined: Examine, bench: Path) -> 
 def test_held_out_pairs_whose_prompt_is_trained_on(examined: Examine, bench: Path) -> None:
     again = [each.replace("very much", "a lot") for each in ROWS]
     (bench / "pairs.jsonl").write_text("".join([*ROWS, *again]))
+    # The split keeps the two pairs of a prompt together.
+    assert "held-out-known" not in [each.code for each in examined().findings]
+    one_prompt = [row(QUESTION, f"{n} is it.", NO) for n in range(16)]
+    (bench / "pairs.jsonl").write_text("".join(one_prompt))
     known = of(examined(), "held-out-known")
     assert known.subject == "eval.fraction"
-    assert "of 4 held-out pairs" in known.message
+    assert "4 of 4 held-out pairs" in known.message
     (bench / "pairs.jsonl").write_text("".join(ROWS))
     (bench / "held_out.jsonl").write_text("".join(again[:2]))
     known = of(examined("eval.fraction=0", "eval.path=held_out.jsonl"), "held-out-known")

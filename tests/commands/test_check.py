@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -32,7 +33,7 @@ def set_findings(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[ob
         asked: list[tuple[object, ...]] = []
 
         def run_checks(*arguments: object, takes_steps: bool) -> Diagnosis:
-            asked.append((*arguments[:-1], takes_steps))
+            asked.append((*arguments[:4], takes_steps))
             return Diagnosis(findings, PAIR, {"lengths": {1024: {"kept": 8}}})
 
         monkeypatch.setattr("dpo_cli.commands.check.run_checks", run_checks)
@@ -75,6 +76,49 @@ def test_not_ready_exits_1(dpo: Cli, set_findings: SetFindings) -> None:
     assert out.splitlines()[-2:] == [
         "not ready to train: 1 error",
         "once fixed: dpo check my.toml",
+    ]
+
+
+def interrupted(show: bool) -> Callable[..., Diagnosis]:
+    """Return checks that find a problem, then are interrupted by Ctrl-C or end."""
+
+    def run_checks(*arguments: object, takes_steps: bool) -> Diagnosis:
+        on_findings = arguments[5]
+        assert callable(on_findings) == takes_steps
+        if callable(on_findings):
+            on_findings([OK, BAD])
+            if show:
+                raise KeyboardInterrupt
+        return Diagnosis((OK, BAD, replace(OK, code="time")), None, {})
+
+    return run_checks
+
+
+def test_problems_are_printed_before_the_slow_steps_and_once(
+    dpo: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dpo_cli.commands.check.run_checks", interrupted(show=False))
+    lines = dpo("check", "my.toml")[1].splitlines()
+    assert lines[:4] == [
+        "ERROR  data-none  pairs.jsonl  no pair",
+        "                  -> write some",
+        "ok  profile  my.toml  fine",
+        "ok  time     my.toml  fine",
+    ]
+    assert dpo("check", "my.toml", "--quick")[1].count("data-none") == 1
+
+
+def test_an_interrupted_check_shows_what_is_known(
+    dpo: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dpo_cli.commands.check.run_checks", interrupted(show=True))
+    code, out, _ = dpo("check", "my.toml")
+    assert code == 130
+    assert out.splitlines() == [
+        "ERROR  data-none  pairs.jsonl  no pair",
+        "                  -> write some",
+        "ok  profile  my.toml  fine",
+        "stopped: the other checks did not run",
     ]
 
 

@@ -84,6 +84,43 @@ def test_held_out_pairs_are_none_of_the_training_pairs(
     assert (training, held_out) == hold_out(pairs, fraction, seed=1)
 
 
+@pytest.mark.parametrize(("pairs", "fraction"), [(100, 0.1), (5, 0.01), (3, 0.99), (40, 0.5)])
+def test_pairs_with_different_prompts_are_split_as_pairs(pairs: int, fraction: float) -> None:
+    prompts = [7 * index for index in range(pairs)]
+    assert hold_out(pairs, fraction, 3, prompts) == hold_out(pairs, fraction, 3)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count", "held_out"),
+    [
+        ([2] * 50, 10, 10),
+        ([2] * 50, 27, 28),  # one more, so that no prompt is on both sides
+        ([4] * 50, 30, 32),
+        ([1] * 20 + [4] * 10, 20, 20),
+        ([20, 20, 20], 28, 40),
+        ([40, 40], 30, 40),
+    ],
+)
+def test_pairs_of_a_prompt_stay_together(sizes: list[int], count: int, held_out: int) -> None:
+    prompts = [number for number, size in enumerate(sizes) for _ in range(size)]
+    total = len(prompts)
+    training, evaluated = hold_out(total, count / total, 1, prompts)
+    assert len(evaluated) == held_out
+    assert sorted(training + evaluated) == list(range(total))
+    assert {prompts[i] for i in training}.isdisjoint(prompts[i] for i in evaluated)
+    assert (training, evaluated) == hold_out(total, count / total, 1, prompts)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count"), [([90], 30), ([1, 80, 80], 30), ([2], 1), ([100, 100], 20)]
+)
+def test_the_number_decides_where_whole_prompts_are_too_many(sizes: list[int], count: int) -> None:
+    prompts = [number for number, size in enumerate(sizes) for _ in range(size)]
+    training, evaluated = hold_out(len(prompts), count / len(prompts), 1, prompts)
+    assert len(evaluated) == count
+    assert sorted(training + evaluated) == list(range(len(prompts)))
+
+
 def test_nothing_is_held_out_by_default() -> None:
     assert hold_out(4, 0.0, seed=1) == ([0, 1, 2, 3], [])
 

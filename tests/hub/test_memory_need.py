@@ -55,7 +55,7 @@ def test_the_configuration_is_all_that_is_downloaded(
         "train.max_tokens_per_forward": 1024,
     }
     found, finding = check(shared, **quantized)
-    assert finding.message.startswith("Qwen3-8B, nf4, rank 16, 1,024 tokens: ")
+    assert finding.message.startswith("Qwen3-8B, nf4, rank 16, 1,024 tokens per forward: ")
     need = found.facts["memory_need"]
     assert need["weights"] == 8_737_566_720
     assert need["optimizer"] == 12 * 43_646_976
@@ -70,7 +70,7 @@ def test_the_configuration_is_all_that_is_downloaded(
     monkeypatch.setattr("dpo_cli.checks.memory_need.free_memory", lambda device: 20 * 10**9)
     _, plain = check(shared)
     assert plain.level is Level.WARN
-    assert plain.message.startswith("Qwen3-8B, float32, 2,048 tokens: ")
+    assert plain.message.startswith("Qwen3-8B, float32, 2,048 tokens per forward: ")
     assert "reference" in plain.message
     assert plain.remedy.startswith('Set lora.rank = 16, model.quantization = "nf4", train.act')
     assert check(shared, **quantized)[1].level is Level.OK

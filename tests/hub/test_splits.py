@@ -131,6 +131,24 @@ def test_the_files_of_a_split(case: str) -> None:
     assert again == expected
 
 
+@pytest.mark.parametrize(
+    ("splits", "split", "held_out"),
+    [
+        (["train", "test"], "train", "test"),
+        (["train", "validation"], "train", "validation"),
+        (["train_prefs", "train_sft", "test_prefs", "test_sft"], "train_prefs", "test_prefs"),
+        (["train", "test_sft"], "train", None),
+        (["train", "test"], "test", None),
+        (["judged"], "judged", None),
+    ],
+)
+def test_the_split_for_evaluation(splits: list[str], split: str, held_out: str | None) -> None:
+    files = [f"{name}.json" for name in splits]
+    stated = [{"split": name, "path": f"{name}.json"} for name in splits]
+    metadata = {"configs": [config("default", stated)]}
+    assert select_files(NAME, files, metadata, "", split).held_out == held_out
+
+
 ERRORS: dict[str, tuple[list[str], dict[str, Any], str, str, str]] = {
     "several configurations": (
         ["en.json", "zh.json"], {"configs": [config("en", "en.json"), config("zh", "zh.json")]}, "",

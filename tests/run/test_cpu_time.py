@@ -33,6 +33,7 @@ def test_the_message_names_the_factor_and_what_helps() -> None:
     )
     assert contention_remedy(2).startswith("Set train.threads = 1, or stop the other processes")
     assert "train.threads" not in contention_remedy(1)
+    assert "fewer pairs" in contention_remedy(1)
 
 
 def test_stolen_time(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from dpo_cli.models.minimind import MiniMind
 from dpo_cli.run.plan import Plan, PlannedSteps
 from dpo_cli.training.plan import make_plan
 from dpo_cli.training.resume_checks import require_same_inputs
-from tests.support.golden_inputs import golden_inputs
+from tests.support.golden_inputs import golden_inputs, twice_asked
 
 
 def test_a_plan_counts_its_steps(shared: Path) -> None:
@@ -31,6 +31,14 @@ def test_pairs_are_held_out_of_training(shared: Path) -> None:
     lines = [pair.line for pair in (*split.pairs, *split.held_out)]
     assert len(split.held_out) == 7
     assert sorted(lines) == [pair.line for pair in whole.pairs]
+
+
+def test_pairs_of_a_prompt_are_held_out_together(shared: Path, tmp_path: Path) -> None:
+    data = twice_asked(shared, tmp_path)
+    inputs = golden_inputs(shared, **{"data.data_path": data, "eval.fraction": 0.26})
+    plan = make_plan(inputs)
+    assert (len(inputs.held_out), plan.pairs.held_out_known) == (14, 0)
+    assert plan.pairs.whole_prompts
 
 
 def test_a_file_of_held_out_pairs(shared: Path) -> None:

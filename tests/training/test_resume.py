@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
@@ -25,6 +26,7 @@ from dpo_cli.run.events import (
 from dpo_cli.run.lookup import find_run
 from tests.support import worker_faults, workers
 from tests.support.cli import HANG_SECONDS, Run, dpo, set_options, start
+from tests.support.golden_inputs import twice_asked
 from tests.support.small_runs import MANY_SAVES, golden_run, small_run
 
 SHORTER = {"train.epochs": 6}
@@ -248,6 +250,26 @@ def test_run_starts_from_a_copy_of_another_runs_weights(shared: Path, tmp_path: 
     succeed("resume", "second", "--set", "train.epochs=2", "--allow-changes")
     second = find_run(tmp_path / "runs", "second")
     assert len(Run(second).steps) == 14
+
+
+def test_a_resume_keeps_the_split_of_an_earlier_version(shared: Path, tmp_path: Path) -> None:
+    data = twice_asked(shared, tmp_path)
+    arguments = small_run(shared, **{"data.data_path": data, "eval.fraction": 0.26})
+    run = Run(workers.new_run(tmp_path / "runs", arguments))
+    assert workers.work(run.directory) == 0
+    plan = run.directory.read_plan()
+    assert plan is not None
+    assert (plan.pairs.held_out_known, plan.pairs.whole_prompts) == (0, True)
+    values = plan.to_dict()
+    del values["pairs"]["whole_prompts"]  # as an earlier version wrote it
+    run.directory.plan_path.write_text(json.dumps(values))
+    more = ("--set", "train.epochs=2", "--allow-changes")
+    result = dpo("resume", run.directory.name, *more, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    plan = run.directory.read_plan()
+    assert plan is not None
+    assert not plan.pairs.whole_prompts
+    assert (plan.pairs.held_out_known or 0) > 0
 
 
 def test_missing_checkpoints_do_not_start_a_run_over(shared: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -48,6 +50,15 @@ class PhaseBar:
         trace: TracebackType | None,
     ) -> None:
         self._progress.stop()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Remove the bar while the block prints, and draw it again afterwards."""
+        self._progress.stop()
+        try:
+            yield
+        finally:
+            self._progress.start()
 
     def __call__(self, phase: str, done: int, total: int, unit: str) -> None:
         """Show that `done` of `total` units are done; a total of 0 shows activity only."""

@@ -7,6 +7,7 @@ from statistics import fmean, median_low
 
 from rich.text import Text
 
+from dpo_cli.formatting import format_seconds
 from dpo_cli.run.events import StepDone
 from dpo_cli.ui.terminal.layout import Block, bar, draw_frame
 
@@ -43,8 +44,8 @@ def straggler_message(steps: Sequence[StepDone], rank: int, hosts: Sequence[str]
     seconds = rank_seconds(steps)
     where = f" on {hosts[rank]}" if rank < len(hosts) else ""
     return (
-        f"rank {rank}{where} is slow: {seconds[rank]:.3g} s per step, median"
-        f" {median_low(seconds):.3g} s; all other ranks wait for it"
+        f"rank {rank}{where} is slow: {format_seconds(seconds[rank], 3)} per step, median"
+        f" {format_seconds(median_low(seconds), 3)}; all other ranks wait for it"
     )
 
 

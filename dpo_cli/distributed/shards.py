@@ -76,19 +76,14 @@ def shard(root: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, method
 
 def whole(tensor: Tensor) -> Tensor:
     """Return a tensor whole, gathered from all ranks if it is a shard. Collective."""
-    if not isinstance(tensor, DTensor):
-        return tensor
-    gathered: Tensor = tensor.detach().full_tensor()
-    return gathered
+    detached = tensor.detach()
+    return detached.full_tensor() if isinstance(detached, DTensor) else detached
 
 
 def own_part(tensor: Tensor) -> Tensor:
     """Return this rank's part of a tensor, which may be empty; without gradients."""
     detached = tensor.detach()
-    if not isinstance(detached, DTensor):
-        return detached
-    part: Tensor = detached.to_local()
-    return part
+    return detached.to_local() if isinstance(detached, DTensor) else detached
 
 
 def fill(target: Tensor, source: Tensor | None, main_rank: int) -> None:

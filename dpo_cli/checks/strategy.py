@@ -60,8 +60,8 @@ def shard_bytes(inputs: RunInputs, need: MemoryNeed, world_size: int) -> int:
 
     Weights, gradients, moments and reference are divided. Beside them a rank holds embedding and
     head whole with their gradients, and two blocks: one at work, and one that is gathered ahead or
-    whose gradients are on their way. In half precision without activation checkpointing the backward
-    pass keeps a rounded copy of all weights.
+    whose gradients are on their way. In half precision without activation checkpointing the
+    backward pass keeps a rounded copy of all weights.
     """
     architecture, train = inputs.weights.architecture, inputs.profile.train
     size = model_size(architecture)

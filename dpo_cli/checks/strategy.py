@@ -55,6 +55,13 @@ def check_strategy(reporter: Reporter, inputs: RunInputs, world_size: int) -> di
     return {"world_size": world_size, "bytes": held, "bytes_sent": sent, "free_bytes": free}
 
 
+def needs_shards(inputs: RunInputs) -> bool:
+    """Return True if the run is sharded and one device, as this process has, cannot train it."""
+    is_sharded = inputs.profile.launch.strategy == "shard"
+    free = free_memory(inputs.device.torch_device)
+    return is_sharded and estimate_memory(inputs).total >= free
+
+
 def shard_bytes(inputs: RunInputs, need: MemoryNeed, world_size: int) -> int:
     """Return the bytes of a rank that holds a shard of the model.
 

@@ -19,6 +19,7 @@ import torch
 from dpo_cli.distributed.process_group import ProcessGroup
 from dpo_cli.distributed.shards import own_part, whole
 from dpo_cli.errors import UsageError
+from dpo_cli.models.loading import read_state_dict
 from dpo_cli.models.options import checkpoint_activations, decoder_blocks
 from dpo_cli.profile.load import load_profile
 from dpo_cli.run.directory import RunDirectory
@@ -37,20 +38,21 @@ from tests.support.two_layouts import (
 )
 
 FLOAT64 = 1e-10
-LOSS, GRAD_NORM = 1e-6, 5e-6
+LOSS, GRAD_NORM, OF_THE_UPDATE = 1e-6, 5e-6, 2e-4
+"""As in `tests.distributed.test_ranks`."""
 OF_THE_SHARE = 0.15
 """Largest error of the memory: tensors are divided by rows, and one rank may have one row more."""
 
 KEYS: dict[str, Any] = {
-    "train.epochs": 2,
-    "train.batch_size": 2,
+    "train.epochs": 1,
+    "train.batch_size": 1,
     "train.global_batch_size": 6,
     "train.max_tokens_per_forward": 100,
     "eval.interval": 12,
     "eval.num_samples": 2,
     "train.kahan_summation": True,
 }
-"""Steps of one to three pairs and up to three forwards: some ranks have fewer, or none."""
+"""Three steps of six pairs and one of four; ranks have two or three forwards."""
 
 
 def new_run(shared: Path, root: Path, strategy: str = "shard", **changes: Any) -> RunDirectory:
@@ -108,24 +110,28 @@ def copy_of(run: RunDirectory, root: Path) -> RunDirectory:
 # --- equal to one process -------------------------------------------------------------------------
 
 
-def test_two_ranks_train_as_one_process(one: RunDirectory, two: RunDirectory) -> None:
+def test_two_ranks_train_as_one_process(shared: Path, one: RunDirectory, two: RunDirectory) -> None:
     expected, ours = Run(one), Run(two)
-    assert rank_faults.pairs_of(one.path).keys() == rank_faults.pairs_of(two.path).keys()
     assert ours.losses == pytest.approx(expected.losses, abs=LOSS, rel=0)
     # To the bit, which it is only if policy and reference compute alike.
     assert ours.losses[0] == expected.losses[0] == pytest.approx(math.log(2), abs=1e-15)
     assert ours.grad_norms == pytest.approx(expected.grad_norms, rel=GRAD_NORM)
     assert [step.tokens for step in ours.steps] == [step.tokens for step in expected.steps]
     assert [step.pairs for step in ours.steps] == [step.pairs for step in expected.steps]
-    moved = [step.metrics.get("weights_moved") for step in ours.steps]
-    assert moved == pytest.approx(
-        [step.metrics.get("weights_moved") for step in expected.steps], abs=1e-3
+    moved, same_moved = (
+        [step.metrics["weights_moved"] for step in run.steps if "weights_moved" in step.metrics]
+        for run in (ours, expected)
     )
+    assert moved == pytest.approx(same_moved, abs=1e-3)
     for (step, metrics), (same, others) in zip(ours.evaluations, expected.evaluations, strict=True):
         assert step == same
-        assert metrics == pytest.approx(others, abs=1e-4)
+        assert metrics == pytest.approx(others, abs=2e-3)
+    start = read_state_dict(shared / "golden/train/head/full_sft_64.pth")
+    error = update = 0.0
     for name, weight in expected.weights.items():
-        assert ours.weights[name] == pytest.approx(weight, abs=1e-5)
+        error += float((ours.weights[name] - weight).double().square().sum())
+        update += float((weight - start[name]).double().square().sum())
+    assert (error / update) ** 0.5 < OF_THE_UPDATE
     assert ours.files().keys() == expected.files().keys()
 
 
@@ -150,7 +156,7 @@ def test_a_rank_holds_its_share_of_weights_gradients_and_moments(
 
 
 def _train_in_float64(size: int, folder: Path, hosts: int, number: int) -> None:
-    """Train four steps of each architecture and layout on one rank; save losses and weights.
+    """Train three steps of each architecture and layout on one rank; save losses and weights.
 
     Args:
         size: number of ranks.
@@ -178,7 +184,7 @@ def _train_in_float64(size: int, folder: Path, hosts: int, number: int) -> None:
                 profile=profile.model_copy(
                     update={"train": profile.train.model_copy(update=changes), "launch": launch}
                 ),
-                accumulation_steps=5,
+                accumulation_steps=4,
                 world_size=size,
             )
             trainer.group = own
@@ -191,7 +197,7 @@ def _train_in_float64(size: int, folder: Path, hosts: int, number: int) -> None:
                 own.shard(trainer.policy, blocks, "next_logits", weights)
                 assert len(blocks) == 2
                 trainer.optimizer = torch.optim.SGD(trainer.policy.parameters(), lr=0.0)
-            # Five pairs to a step: three ranks have two, two and one of them.
+            # Steps of four, four and two pairs: some ranks have none.
             assert trainer.train() is None
         losses = torch.tensor([loss for step in hooks.steps for loss in step.losses])
         norms = torch.tensor([step.metrics["grad_norm"] for step in hooks.steps])
@@ -225,7 +231,7 @@ def test_a_resume_on_as_many_ranks_has_the_same_bits(
     shared: Path, tmp_path: Path, two: RunDirectory
 ) -> None:
     run = new_run(shared, tmp_path)
-    stop = partial(rank_faults.send_before, 3, signal.SIGTERM)
+    stop = partial(rank_faults.send_before, 2, signal.SIGTERM)
     train(run, 2, partial(rank_faults.only_on, 1, stop))
     assert not run.is_completed
     train(run, 2)
@@ -237,7 +243,7 @@ def test_other_numbers_and_replicas_continue_with_the_same_batches(
 ) -> None:
     run = new_run(shared, tmp_path)
     note = partial(rank_faults.note, run.path)
-    for size, step in ((2, 2), (3, 4), (2, 99)):
+    for size, step in ((2, 1), (3, 3), (2, 99)):
         if step == 99:
             profile = run.profile_path.read_text()
             run.profile_path.write_text(profile.replace('"shard"', '"replicate"'))
@@ -257,7 +263,7 @@ def test_a_killed_rank_ends_all_and_the_run_resumes(
     shared: Path, tmp_path: Path, two: RunDirectory
 ) -> None:
     run = new_run(shared, tmp_path)
-    kill = partial(rank_faults.send_before, 4, signal.SIGKILL)
+    kill = partial(rank_faults.send_before, 3, signal.SIGKILL)
     arms = (
         partial(rank_faults.only_on, 1, kill),
         partial(rank_faults.with_error_file, tmp_path),

@@ -9,6 +9,7 @@ Every forward and every backward is therefore collective: all ranks make the sam
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -63,6 +64,8 @@ def shard(root: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, method
         mesh: from `make_mesh`.
         method: name of a method of `root` that uses its tensors, besides `forward`.
     """
+    # Scores are views of what the scorer computes, and nothing writes to them.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     for module in (*blocks, root):
         # The root, too, is freed after its forward: otherwise its whole tensors would stay in the
         # place of the shards after each forward without a backward.

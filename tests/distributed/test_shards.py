@@ -20,7 +20,7 @@ from dpo_cli.distributed.process_group import ProcessGroup
 from dpo_cli.distributed.shards import own_part, whole
 from dpo_cli.errors import UsageError
 from dpo_cli.models.loading import read_state_dict
-from dpo_cli.models.options import checkpoint_activations, decoder_blocks
+from dpo_cli.models.options import decoder_blocks
 from dpo_cli.profile.load import load_profile
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Alert, EventReader, Sampled
@@ -51,6 +51,7 @@ KEYS: dict[str, Any] = {
     "eval.interval": 12,
     "eval.num_samples": 1,
     "train.kahan_summation": True,
+    "train.activation_checkpointing": True,
 }
 """Three steps of six pairs and one of four; ranks have two or three forwards."""
 
@@ -189,8 +190,6 @@ def _train_in_float64(size: int, folder: Path, hosts: int, number: int) -> None:
             )
             trainer.group = own
             trainer.reference.complete(own, lambda *_: None)
-            if name == "minimind2":  # blocks that are gathered again to be computed again
-                checkpoint_activations(trainer.policy.model)
             if own.is_sharded:
                 weights = {key: each.detach() for key, each in trainer.policy.named_parameters()}
                 blocks = decoder_blocks(trainer.policy.model)

@@ -38,8 +38,8 @@ from tests.support.two_layouts import (
 )
 
 FLOAT64 = 1e-10
-LOSS, GRAD_NORM, OF_THE_UPDATE = 1e-6, 5e-6, 2e-4
-"""As in `tests.distributed.test_ranks`."""
+LOSS, GRAD_NORM, OF_THE_UPDATE = 1e-5, 5e-5, 1e-3
+"""Bounds in float32 after updates: AdamW also divides gradients that are rounding errors only."""
 OF_THE_SHARE = 0.15
 """Largest error of the memory: tensors are divided by rows, and one rank may have one row more."""
 

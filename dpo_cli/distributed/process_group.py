@@ -25,6 +25,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from dpo_cli.distributed import collectives, shards
 from dpo_cli.distributed.rendezvous import (
@@ -63,7 +64,7 @@ class ProcessGroup:
         self.rank = store.rank if store else 0
         self.world_size = world_size
         self.local_rank = local_rank
-        self._mesh: shards.DeviceMesh | None = None
+        self._mesh: DeviceMesh | None = None
         self._gathers = 0
 
     @classmethod

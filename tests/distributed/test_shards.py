@@ -79,9 +79,13 @@ def note_bytes(folder: Path, number: int) -> None:
             for tensor in state.values()
             if tensor.ndim
         ]
-        held = [
-            sum(own_part(tensor).untyped_storage().nbytes() for tensor in tensors)
+        # By storage, because the gradients of a block are views of one buffer.
+        storages = [
+            [own_part(tensor).untyped_storage() for tensor in tensors]
             for tensors in (parameters, gradients, moments)
+        ]
+        held = [
+            sum({each.data_ptr(): each.nbytes() for each in found}.values()) for found in storages
         ]
         (folder / f"bytes-{number}").write_text(json.dumps(held))
 

@@ -128,10 +128,7 @@ class ProcessGroup:
     ) -> None:
         """Initialize torch.distributed for tensors on `device` and on the CPU.
 
-        Args:
-            device: of the model.
-            timeout_seconds: limit of each collective.
-            shards_models: let `shard` divide models among the ranks.
+        With `shards_models`, `shard` divides models among the ranks.
 
         Raises:
             DpoError: this version of torch is too old to shard.

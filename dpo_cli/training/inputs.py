@@ -182,10 +182,9 @@ class RunInputs:
 
     def without_values(self) -> RunInputs:
         """Return the inputs of a rank that receives its part of the weights from another rank."""
-        weights = self.weights.without_values()
-        is_same = self.reference_weights is self.weights
-        other = weights if is_same else self.reference_weights.without_values()
-        return replace(self, weights=weights, reference_weights=other)
+        own, other = self.weights.without_values(), self.reference_weights
+        other = own if other is self.weights else other.without_values()
+        return replace(self, weights=own, reference_weights=other)
 
     @property
     def policy_is_reference(self) -> bool:

@@ -19,8 +19,8 @@ class Launch(Table):
     without a GPU. To train the same recipe with several, set train.global_batch_size."""
 
     strategy: Annotated[Literal["replicate", "shard"], NONE] = "replicate"
-    """Division of the model among the processes: "replicate" gives each the whole model, "shard" its
-    part of all weights, gradients and moments, for models that do not fit on one device. Shards
+    """Division of the model among the processes: "replicate" gives each the whole model, "shard"
+    its part of all weights, gradients and moments, for models that do not fit on one device. Shards
     communicate in each forward, which is slower. You can change it at a resume."""
 
     rdzv_endpoint: Annotated[

@@ -24,7 +24,7 @@ from dpo_cli.run.events import EventReader, Failed, RankEnded
 from dpo_cli.run.exit_reason import rank_ending
 from dpo_cli.run.placement import recognize
 from dpo_cli.run.processes import module_argv, run_child
-from dpo_cli.run.torchrun import agent_argv, processes_here, torchrun_arguments
+from dpo_cli.run.torchrun import agent_argv, processes_here, require_shards, torchrun_arguments
 from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.sources import OnProgress
 
@@ -46,6 +46,8 @@ def check_launch(
     if place:
         message = f"rank {place.rank} of {place.world_size}; [launch] is ignored"
         reporter.ok("launch-environment", place.starter, message)
+        with reporter.errors_as("launch-strategy", "launch.strategy"):
+            require_shards(profile, place.world_size)
         return place.world_size
     processes = None
     with reporter.errors_as("launch-devices", "launch.nproc_per_node"):
@@ -53,6 +55,8 @@ def check_launch(
     if processes is None or len(reporter.findings) > before:
         return None
     world_size = processes * profile.launch.nnodes
+    with reporter.errors_as("launch-strategy", "launch.strategy"):
+        require_shards(profile, world_size)
     if world_size == 1:
         _check_idle_gpus(reporter, device)
         return 1

@@ -20,6 +20,7 @@ from dpo_cli.checks.preview import preview
 from dpo_cli.checks.quantization import check_quantization
 from dpo_cli.checks.reporter import Reporter
 from dpo_cli.checks.resources import check_contention, check_device, check_disk, check_plan
+from dpo_cli.checks.strategy import check_strategy, needs_shards
 from dpo_cli.checks.template import check_ending, check_headers, check_scored_words
 from dpo_cli.checks.trial_trainer import TrialTrainer, make_trial_trainer
 from dpo_cli.compute.device import Device, configure_device
@@ -109,6 +110,7 @@ class TorchChecks:
             check_plan(reporter, inputs)
             if world_size != 1 and world_size is not None:
                 check_world_size(reporter, inputs, world_size)
+                facts["strategy"] = check_strategy(reporter, inputs, world_size)
             facts["plan"] = make_plan(inputs).to_dict()
             facts |= self.compute(inputs, tokenizer, startup_seconds)
         facts["disk_bytes"] = check_disk(reporter, profile, self.runs_root, weights)
@@ -143,14 +145,19 @@ class TorchChecks:
         """Score pairs and take real steps; return the figures for `dpo check --json`."""
         reporter, on_progress = self.reporter, self.on_progress
         facts: dict[str, Any] = {}
-        if not self.takes_steps:
+        takes_steps = self.takes_steps
+        if takes_steps and needs_shards(inputs):
+            takes_steps = False
+            reporter.skip("steps", "a device that holds the whole model")
+        elif not takes_steps:
             reporter.skip("steps", _STEPS)
+        if not takes_steps:
             facts["memory_need"] = check_need(reporter, inputs)
         else:
             reporter.show()
         began, cpu_began, stolen = time.perf_counter(), time.thread_time(), StolenTime()
         try:
-            trial = self.try_out(inputs, tokenizer) if self.takes_steps else None
+            trial = self.try_out(inputs, tokenizer) if takes_steps else None
             facts["lr_sum"] = asdict(check_lr_sum(reporter, inputs))
             if trial is None:
                 return facts

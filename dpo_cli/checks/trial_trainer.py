@@ -49,6 +49,9 @@ class TimedReference:
     def exchange(self, group: ProcessGroup) -> None:
         """Do nothing: there is only one process."""
 
+    def complete(self, group: ProcessGroup, on_progress: OnProgress) -> None:
+        """Do nothing: there is only one process."""
+
 
 @dataclass(frozen=True)
 class Sample:

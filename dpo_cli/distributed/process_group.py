@@ -18,15 +18,16 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
-from dpo_cli.distributed import collectives
+from dpo_cli.distributed import collectives, shards
 from dpo_cli.distributed.rendezvous import (
     RankLostError,
     RankStore,
@@ -63,6 +64,8 @@ class ProcessGroup:
         self.rank = store.rank if store else 0
         self.world_size = world_size
         self.local_rank = local_rank
+        self._mesh: DeviceMesh | None = None
+        self._gathers = 0
 
     @classmethod
     def from_env(cls) -> ProcessGroup:
@@ -120,12 +123,23 @@ class ProcessGroup:
             self._store.main_rank = next(rank for rank, (path, _) in enumerate(members) if path)
         return run or cast(str, runs.pop())
 
-    def init_collectives(self, device: torch.device, timeout_seconds: float) -> None:
-        """Initialize torch.distributed for tensors on `device` and on the CPU."""
+    def init_collectives(
+        self, device: torch.device, timeout_seconds: float, *, shards_models: bool = False
+    ) -> None:
+        """Initialize torch.distributed for tensors on `device` and on the CPU.
+
+        With `shards_models`, `shard` divides models among the ranks.
+
+        Raises:
+            DpoError: this version of torch is too old to shard.
+        """
         if self._store is None:
             return
         with self._store.collective("the other ranks"):
             collectives.init(device, self._store.store, self.rank, self.world_size, timeout_seconds)
+            if shards_models:
+                hosts = self.hosts or [""] * self.world_size
+                self._mesh = shards.make_mesh(hosts, device.type)
 
     # --- objects, through the store, without a time limit ----------------------------------------
     # All of these raise what `RankStore.wait_for` raises if a rank does not get so far.
@@ -188,12 +202,14 @@ class ProcessGroup:
         return self._store.wait_for(key, self.main_rank)
 
     # --- tensors, through torch.distributed, with a time limit -----------------------------------
-    # All of these are collective: every rank calls them in the same order. They raise RankLostError
-    # if a rank is missing.
+    # All are collective: every rank calls them in one order. RankLostError if a rank is missing.
 
     def all_reduce_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Sum the gradients of all ranks in place; a missing gradient counts as zeros."""
-        if self._store is not None:
+        """Sum the gradients of all ranks in place; a missing gradient counts as zeros.
+
+        The gradients of shards are summed in the backward pass already.
+        """
+        if self._store is not None and self._mesh is None:
             with self._store.collective("the gradients"):
                 collectives.all_reduce_gradients(parameters)
 
@@ -264,6 +280,74 @@ class ProcessGroup:
                 " checkpoint is intact.",
                 different,
             )
+
+    # --- shards of a model; replicas, which each rank has whole, are left as they are ------------
+
+    @property
+    def is_sharded(self) -> bool:
+        """Return True if models are divided among the ranks."""
+        return self._mesh is not None
+
+    def shard(
+        self,
+        root: nn.Module,
+        blocks: Sequence[nn.Module],
+        method: str,
+        source: Mapping[str, Tensor],
+    ) -> None:
+        """Divide a model among the ranks, with the values of the main rank. Collective.
+
+        Args:
+            root, blocks, method: see `shards.shard`.
+            source: whole parameters by their name in `root`, on the main rank.
+        """
+        assert self._mesh is not None
+        shards.shard(root, blocks, self._mesh, method)
+        self.fill(dict(root.named_parameters()), source)
+
+    def fill(self, targets: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
+        """Overwrite shards with the whole tensors that the main rank has by name. Collective."""
+        assert self._store is not None
+        for name, target in targets.items():
+            with self._store.collective("the training state"):
+                shards.fill(target, source[name] if self.is_main else None, self.main_rank)
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """Return a tensor whole on all ranks, for example a norm of shards. Collective."""
+        if self._mesh is None or self._store is None:
+            return tensor
+        with self._store.collective("the gradient norm"):
+            return shards.whole(tensor)
+
+    def gather(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Yield shards whole on the CPU of the main rank, one at a time, and nothing elsewhere.
+
+        Collective: all ranks exhaust the iterator. Replicas are yielded on every rank, at once.
+        """
+        if self._mesh is None or self._store is None:
+            yield from tensors.items()
+            return
+        # Wait without a time limit: the main rank may still write what it has gathered before.
+        self._gathers += 1
+        self.all_gather_object(f"gather/{self._gathers}", None)
+        for name, tensor in tensors.items():
+            with self._store.collective("the training state"):
+                whole = shards.whole(tensor)
+            if self.is_main:
+                yield name, whole.cpu()
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """Run forwards and backwards; those of shards are collective.
+
+        Raises:
+            RankLostError: another rank died or hangs.
+        """
+        if self._mesh is None or self._store is None:
+            yield
+            return
+        with self._store.collective("the weights of a layer", may_fail_alone=True):
+            yield
 
     # --- end -------------------------------------------------------------------------------------
 

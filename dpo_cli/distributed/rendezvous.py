@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
@@ -117,11 +118,13 @@ class RankStore:
             time.sleep(_POLL_SECONDS)
 
     @contextlib.contextmanager
-    def collective(self, name: str) -> Iterator[None]:
+    def collective(self, name: str, *, may_fail_alone: bool = False) -> Iterator[None]:
         """Run a collective; turn torch's error into one that names the missing ranks.
 
         Args:
             name: of the data, for the message.
+            may_fail_alone: this rank also computes in the context: if no rank is missing, the error
+                is of this rank and is raised as it is.
 
         Raises:
             RankLostError: another rank died, or did not join in time.
@@ -132,7 +135,11 @@ class RankStore:
             yield
         except RuntimeError as error:
             waited = time.monotonic() - began
+            if may_fail_alone and isinstance(error, torch.OutOfMemoryError):
+                raise
             ranks, why = self._heartbeat.missing_ranks()
+            if may_fail_alone and not ranks:
+                raise
             named = ", ".join(map(self.name_of, ranks))
             missing = f"{named} {why}" if named else "no rank is missing"
             raise RankLostError(

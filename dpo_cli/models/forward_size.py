@@ -27,7 +27,11 @@ rest is for the head, for fragments, and for sequences that are longer than the 
 
 
 def default_max_tokens_per_forward(
-    device: Device, weights: ModelWeights, reference: ModelWeights, profile: Profile
+    device: Device,
+    weights: ModelWeights,
+    reference: ModelWeights,
+    profile: Profile,
+    world_size: int = 1,
 ) -> int:
     """Return the default of `train.max_tokens_per_forward`.
 
@@ -39,6 +43,7 @@ def default_max_tokens_per_forward(
         device: device without the models, which are loaded later.
         weights, reference: of policy and reference.
         profile: its [train] table decides what a forward keeps.
+        world_size: number of ranks, which may share one model.
     """
     if device.type == "cpu":
         return CPU_TOKENS_PER_FORWARD
@@ -46,6 +51,8 @@ def default_max_tokens_per_forward(
     state = training_bytes(trainable, profile)
     if trainable.at_start is None or reference is not weights:
         state += WEIGHT_BYTES[profile.model.weights_dtype] * reference.parameters
+    if profile.launch.strategy == "shard":
+        state //= world_size
     free = max(0, free_memory(device.torch_device) - state)
     per_token = activation_bytes_per_token(
         weights.architecture,

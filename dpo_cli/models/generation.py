@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
 from dpo_cli.compute.device import Device
 from dpo_cli.models.spec import Architecture
@@ -48,7 +48,7 @@ class Decoding:
             question: index of the question; added to the seed.
         """
         if not self.temperature:
-            return _most_likely
+            return most_likely
         # On the CPU, so that every device uses the same random numbers.
         generator = torch.Generator().manual_seed(self.seed + question)
         warpers = [TemperatureLogitsWarper(self.temperature), TopPLogitsWarper(self.top_p)]
@@ -63,7 +63,7 @@ class Decoding:
 
 
 def generate(
-    model: PreTrainedModel,
+    model: Callable[..., Any],
     prompt: Tensor,
     *,
     device: Device,
@@ -74,14 +74,15 @@ def generate(
     """Yield the token ids of an answer one by one, the token that ends it included.
 
     Args:
-        model: in evaluation mode.
+        model: a causal language model of transformers in evaluation mode, or its
+            `ResponseScorer.next_logits`.
         prompt: (T,) int64, up to and including the header of the answer.
         device: device of the model.
         stop_ids: tokens that end an answer; see `stop_ids_of`.
         max_new_tokens: length at which the answer is truncated.
         sample: selects the next token; by default the most likely one.
     """
-    sample = sample or _most_likely
+    sample = sample or most_likely
     input_ids = prompt.to(device.torch_device).unsqueeze(0)
     cache: dict[str, Any] = {}
     with _kept_casts():
@@ -123,5 +124,6 @@ def free_positions(architecture: Architecture, prompt: Tensor) -> int | None:
     return None if positions is None else positions - len(prompt)
 
 
-def _most_likely(logits: Tensor) -> int:
+def most_likely(logits: Tensor) -> int:
+    """Return the id of the most likely token."""
     return int(logits.argmax())

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,14 @@ class ModelWeights:
     def dtype_name(self) -> str:
         """Name of the dtype in profiles, for example "float16"."""
         return _dtype_name(self.dtype)
+
+    def without_values(self) -> ModelWeights:
+        """Return the names and shapes of the weights, for a rank that receives the values.
+
+        The tensors are zeros that take no memory, also in a model that is built with them.
+        """
+        names = {name: torch.zeros(()).expand(each.shape) for name, each in self.state.items()}
+        return replace(self, state=names)
 
 
 def load_model_weights(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
@@ -285,7 +293,7 @@ def build_model(
     # mapped file. Alignment can change the last bits of a matrix product, and a resumed run must
     # compute the same bits as an uninterrupted one.
     for parameter in model.parameters():
-        if parameter.is_floating_point():
+        if parameter.is_floating_point() and any(parameter.stride()):  # not `without_values`
             parameter.data = parameter.data.to(torch.float32, copy=True)
     return model
 
@@ -346,10 +354,17 @@ def to_disk_names(model: transformers.PreTrainedModel, tensors: StateDict) -> St
     Works for any tensors of the shapes of the weights, for example the optimizer's moments. Tied
     weights appear once.
     """
-    tied_copies = model.all_tied_weights_keys
-    once = {name: tensor for name, tensor in tensors.items() if name not in tied_copies}
-    converted: StateDict = revert_weight_conversion(model, once)
+    converted: StateDict = revert_weight_conversion(model, without_tied_copies(model, tensors))
     return converted
+
+
+def without_tied_copies(
+    model: transformers.PreTrainedModel, tensors: StateDict | None = None
+) -> StateDict:
+    """Return tensors by names in memory, by default those of the model, with tied ones once."""
+    found = model.state_dict() if tensors is None else tensors
+    tied_copies = model.all_tied_weights_keys
+    return {name: tensor for name, tensor in found.items() if name not in tied_copies}
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

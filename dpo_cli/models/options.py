@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import transformers
+from torch import nn
 
 from dpo_cli.errors import DpoError
 from dpo_cli.models import experts
@@ -26,6 +27,23 @@ def use_experts_for(
     # A few models have a single implementation and raise ValueError.
     with contextlib.suppress(ValueError):
         model.set_experts_implementation("grouped_mm" if float32 else half_precision)
+
+
+def decoder_blocks(model: transformers.PreTrainedModel) -> list[nn.Module]:
+    """Return the decoder blocks in the order of the forward.
+
+    Raises:
+        DpoError: the model's code does not name their class.
+    """
+    # transformers names the class of the blocks that one device must hold whole.
+    names = set(model._no_split_modules or ())
+    blocks = [module for module in model.modules() if type(module).__name__ in names]
+    if not blocks:
+        raise DpoError(
+            f'launch.strategy = "shard": {type(model).__name__} does not name its blocks',
+            'Set launch.strategy = "replicate".',
+        )
+    return blocks
 
 
 def checkpoint_activations(model: transformers.PreTrainedModel) -> None:

@@ -11,7 +11,6 @@ R response tokens, H hidden, V vocabulary, E experts.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -38,9 +37,11 @@ _ROUTER_CLASSES = ("TopKRouter", "TopKGating")
 """Suffixes of the router classes in transformers."""
 
 
-@dataclass(frozen=True)
-class Scores:
+class Scores(NamedTuple):
     """Token log-probs of a batch.
+
+    A named tuple, because torch looks for tensors in the output of a sharded module, and would not
+    find those of a dataclass.
 
     Attributes:
         token_logps: (S, T), in nats; undefined where the mask is false.
@@ -126,6 +127,13 @@ class ResponseScorer(nn.Module):
             return self._padded(batch, with_entropies)
         score = self._packed if self.fallback_reason is None else self._per_sequence
         return score(batch, with_entropies)
+
+    def next_logits(self, **arguments: Any) -> Any:
+        """Call the model itself, to generate; see `dpo_cli.models.generation`.
+
+        Sharded models are gathered in `forward` and here, and nowhere else.
+        """
+        return self.model(**arguments)
 
     def _padded(self, batch: PaddedBatch, with_entropies: bool) -> Scores:
         """Score the padded layout as MiniMind's scripts do: all logits, log-softmax, gather."""

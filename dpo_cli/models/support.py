@@ -62,6 +62,22 @@ def scorer_for(
     return ResponseScorer(model, fallback_reason=reason, **options)
 
 
+def scorer_like(
+    model: PreTrainedModel, attention_name: str, fallback_reason: str | None, **options: Any
+) -> ResponseScorer:
+    """Return a scorer with the choices that `scorer_for` has made for another copy of the model.
+
+    Args:
+        model: needs no values.
+        attention_name: attention of the other copy.
+        fallback_reason: of the other scorer.
+        options: of `ResponseScorer`.
+    """
+    if fallback_reason is not None:
+        _set_attention(model, attention_name)
+    return ResponseScorer(model, fallback_reason=fallback_reason, **options)
+
+
 def why_not_packed(model: PreTrainedModel, longest: int) -> str | None:
     """Return why a model cannot compute packed rows, or None if it can.
 

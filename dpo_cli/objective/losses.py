@@ -249,3 +249,19 @@ def _margin_per_token_and_kl(
     chosen_ratio, rejected_ratio = sequence_logps(log_ratios, mask, "mean").chunk(2)
     chosen_kl, rejected_kl = sequence_logps(log_ratios.square() / 2, mask, "mean").chunk(2)
     return chosen_ratio - rejected_ratio, (chosen_kl + rejected_kl) / 2
+
+
+def zero_loss(token_logps: Tensor, mask: Tensor, aux_loss: Tensor | None) -> Tensor:
+    """Return a loss of 0 whose gradient is a zero for each weight.
+
+    Ranks that share a model make the same number of forwards and backwards, also without a pair.
+    The losses of a pair times 0 would not do: some divide by the spread of a batch, and NaN times 0
+    is NaN.
+
+    Args:
+        token_logps: (S, T), of any pairs.
+        mask: (S, T) bool, the response mask.
+        aux_loss: scalar; None without experts.
+    """
+    total = torch.where(mask, token_logps, 0.0).sum()
+    return 0.0 * (total if aux_loss is None else total + aux_loss)

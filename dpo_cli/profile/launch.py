@@ -18,6 +18,11 @@ class Launch(Table):
     """Processes on this machine, each with a device of its own. "auto" is one per CUDA GPU, or one
     without a GPU. To train the same recipe with several, set train.global_batch_size."""
 
+    strategy: Annotated[Literal["replicate", "shard"], NONE] = "replicate"
+    """Division of the model among the processes: "replicate" gives each the whole model, "shard"
+    its part of all weights, gradients and moments, for models that do not fit on one device. Shards
+    communicate in each forward, which is slower. You can change it at a resume."""
+
     rdzv_endpoint: Annotated[
         str | None,
         Field(

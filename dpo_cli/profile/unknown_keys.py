@@ -72,9 +72,11 @@ _UNSUPPORTED: Mapping[str, tuple[str, ...]] = {
         *("lora_modules_to_save", "loraplus_lr_ratio", "pissa_init", "peft"),
         *("lora_on_cpu", "lora_fan_in_fan_out", "create_new_adapter"),
     ),
-    "sharded training is not supported yet; each device holds the whole model": (
-        *("fsdp", "fsdp_config", "deepspeed", "device_map", "tensor_parallel_size"),
-        "accelerate_config",
+    'a model that does not fit on one device is trained with launch.strategy = "shard"': (
+        *("fsdp", "fsdp_config", "deepspeed", "accelerate_config"),
+    ),
+    "each device computes all layers of the model": (
+        *("device_map", "tensor_parallel_size"),
         *("context_parallel_size", "sequence_parallel_degree", "sequence_parallel_size"),
     ),
     "set train.adam_betas, train.adam_epsilon and train.weight_decay": ("optim_args",),

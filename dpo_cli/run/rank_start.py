@@ -13,7 +13,13 @@ from dpo_cli.run.child_environment import PARENT_PID, child_environment
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Alert
 from dpo_cli.run.placement import Place, recognize
-from dpo_cli.run.torchrun import agent_argv, processes_here, torchrun_arguments, usable_gpus
+from dpo_cli.run.torchrun import (
+    agent_argv,
+    processes_here,
+    require_shards,
+    torchrun_arguments,
+    usable_gpus,
+)
 
 
 def take_place(refused: Sequence[str]) -> Place | None:
@@ -54,16 +60,19 @@ def torchrun_call(
     """Return the arguments of the torchrun that starts the ranks; None for a single worker.
 
     Args:
-        profile: only its [launch] table is used, and not if this process has a `place`.
+        profile: its [launch] table is used; if this process has a `place`, only the strategy.
         place: place of rank 0 if torchrun or Slurm started this process.
         torchrun: extra arguments of torchrun.
 
     Raises:
-        UsageError: [launch] and train.device contradict each other.
+        UsageError: [launch] contradicts train.device, or asks for shards that are not possible.
     """
     if place:
+        require_shards(profile, place.world_size)
         return None
     count = processes_here(profile)
+    # Arguments of torchrun may set another number.
+    require_shards(profile, None if torchrun else count * profile.launch.nnodes)
     if count == 1 and profile.launch.nnodes == 1 and not torchrun:
         return None
     return torchrun_arguments(profile.launch, count, torchrun)

@@ -42,6 +42,40 @@ def processes_here(profile: Profile) -> int:
     return processes
 
 
+def require_shards(profile: Profile, world_size: int | None) -> None:
+    """Refuse `launch.strategy = "shard"` for a run that cannot be sharded.
+
+    Args:
+        profile: profile of the run.
+        world_size: number of processes on all machines; None if it is unknown.
+
+    Raises:
+        UsageError: a single process trains, or a setting does not work with shards.
+    """
+    if profile.launch.strategy != "shard":
+        return
+    what, train = 'launch.strategy = "shard"', profile.train
+    if world_size == 1:
+        raise UsageError(
+            f"{what}: a single process trains, and shards need two or more",
+            'Set launch.nproc_per_node to 2 or more, or launch.strategy = "replicate".',
+        )
+    unsupported = {
+        "lora.rank": profile.lora.is_on,
+        "model.quantization": profile.model.quantization is not None,
+        'model.weights_dtype = "bfloat16"': profile.model.weights_dtype != "float32",
+        f'train.optimizer = "{train.optimizer}"': train.optimizer not in ("adamw", "sgd"),
+        'train.dtype = "float16"': train.dtype == "float16",
+        "train.compile": train.compile,
+    }
+    if found := [setting for setting, is_set in unsupported.items() if is_set]:
+        raise UsageError(
+            f"{what} does not work with {' and '.join(found)}",
+            'Remove the setting, or set launch.strategy = "replicate". Shards train all weights'
+            ' with "adamw" or "sgd", in float32 or bfloat16.',
+        )
+
+
 def torchrun_arguments(launch: Launch, processes: int, more: Sequence[str] = ()) -> list[str]:
     """Return the arguments of torchrun, without the command of the ranks.
 

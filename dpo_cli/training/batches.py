@@ -34,11 +34,13 @@ class Forward(NamedTuple):
         indices: of the P training pairs.
         batch: their tensors, on the device.
         weights: (P,) float64, see `MicroBatch`; on the device on which the losses are computed.
+        is_empty: the pairs belong to another forward and do not count here.
     """
 
     indices: tuple[int, ...]
     batch: Batch
     weights: Tensor
+    is_empty: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class BatchPlanner:
         use_moe: the policy has experts.
         max_tokens_per_forward: limit of a forward, where the profile leaves it open.
         world_size: number of ranks that share each optimizer step.
+        is_sharded: all ranks make the same number of forwards, some of them empty.
     """
 
     profile: Profile
@@ -65,6 +68,7 @@ class BatchPlanner:
     use_moe: bool
     max_tokens_per_forward: int
     world_size: int = 1
+    is_sharded: bool = False
 
     def make_batch(self, pairs: TokenizedPairs, indices: Sequence[int]) -> Batch:
         """Return the tensors of these pairs, on the device."""
@@ -74,17 +78,16 @@ class BatchPlanner:
         """Return a micro-batch of training pairs with its tensors, on the device."""
         # In float64: 1 / (pairs * accumulation_steps) has no exact float32 value.
         weights = torch.tensor(micro_batch.weights, dtype=torch.float64)
-        device = self.device.torch_device
+        device, is_empty = self.device.torch_device, not any(micro_batch.weights)
         if device.type == "cpu":
-            return Forward(
-                micro_batch.indices, self.make_batch(self.pairs, micro_batch.indices), weights
-            )
+            batch_on_cpu = self.make_batch(self.pairs, micro_batch.indices)
+            return Forward(micro_batch.indices, batch_on_cpu, weights, is_empty)
         batch = self._make_batch(self.pairs, micro_batch.indices).for_device(device)
         if has_float64(device):
             *tensors, weights = stage([*batch.tensors, weights]).to(device)
         else:
             tensors = stage(batch.tensors).to(device)
-        return Forward(micro_batch.indices, batch.with_tensors(tensors), weights)
+        return Forward(micro_batch.indices, batch.with_tensors(tensors), weights, is_empty)
 
     def forwards(
         self, global_batches: Iterable[GlobalBatch], rank: int = 0
@@ -94,9 +97,13 @@ class BatchPlanner:
         Consume each iterator before the next step. With CUDA the next forward is made while one is
         computed, also across steps.
         """
-        steps, again = itertools.tee(
-            (each, self.micro_batches_by_rank(each.micro_batches)[rank]) for each in global_batches
-        )
+
+        def share(step: GlobalBatch) -> list[MicroBatch]:
+            shares = self.micro_batches_by_rank(step.micro_batches)
+            missing = max(map(len, shares)) - len(shares[rank]) if self.is_sharded else 0
+            return shares[rank] + missing * [self._empty(step)] if missing else shares[rank]
+
+        steps, again = itertools.tee((each, share(each)) for each in global_batches)
         stream = ahead(
             self.make_forward,
             (micro_batch for _, own in again for micro_batch in own),
@@ -104,6 +111,12 @@ class BatchPlanner:
         )
         for global_batch, own in steps:
             yield global_batch, itertools.islice(stream, len(own))
+
+    def _empty(self, step: GlobalBatch) -> MicroBatch:
+        """Return a micro-batch without weight: the pair of the step with the fewest tokens."""
+        indices = [index for micro_batch in step.micro_batches for index in micro_batch]
+        tokens = self.pairs.computed_tokens[indices]
+        return MicroBatch((indices[int(tokens.argmin())],), (0.0,))
 
     def _make_batch(self, pairs: TokenizedPairs, indices: Sequence[int]) -> Batch:
         return make_batch(

@@ -10,7 +10,7 @@ renamed like them: it has the names in memory. Nothing is pickled, so reading ru
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from dpo_cli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_cli.errors import DpoError
 from dpo_cli.files import apply_umask, write_text
 from dpo_cli.models.convert import StateDict
+from dpo_cli.models.loading import without_tied_copies
 from dpo_cli.models.split_weights import rest_of
 from dpo_cli.models.trainable import Trainable
 from dpo_cli.profile.model import WeightsDtype
@@ -41,6 +42,37 @@ _MAX_SAVING_SHARE = 0.006
 """Largest share of the time that saving may take. Events and the panel take less than 0.004."""
 
 
+def whole_state(trainable: Trainable, model: PreTrainedModel, group: ProcessGroup) -> StateDict:
+    """Return the state of the trained weights; with shards on the main rank only. Collective."""
+    if not group.is_sharded:
+        return trainable.state(model)
+    tensors = dict(group.gather(without_tied_copies(model)))
+    return trainable.to_disk_names(model, tensors) if tensors else {}
+
+
+def optimizer_tensors(
+    trainable: Trainable,
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> Iterator[tuple[str, StateDict]]:
+    """Yield the state of the optimizer by name of the state and name of the weight.
+
+    With shards this is collective, and only the main rank gets the tensors.
+    """
+    optimized, states = trainable.optimized(model), optimizer.state
+    for key in _state_names(optimizer):
+        found = {
+            name: states[parameter][key]
+            for name, parameter in optimized.items()
+            if key in states.get(parameter, {})
+        }
+        by_name = {name: tensor.cpu() for name, tensor in group.gather(found)}
+        if by_name and _is_adamw(optimizer):
+            by_name = trainable.to_disk_names(model, by_name)
+        yield key, by_name
+
+
 def save_state(
     directory: Path,
     *,
@@ -51,8 +83,12 @@ def save_state(
     optimizer_step: int,
     best: BestSoFar | None = None,
     rng: Mapping[str, Tensor] | None = None,
+    weights: StateDict | None = None,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> None:
     """Write the training state into an empty directory.
+
+    With shards, all other ranks exhaust `optimizer_tensors` in the meantime.
 
     Args:
         directory: must exist.
@@ -61,19 +97,14 @@ def save_state(
         optimizer_step: number of optimizer steps done.
         best: lowest held-out loss so far; None for a run without evaluations.
         rng: random number states of all ranks, from `rng_states`; None for this process alone.
+        weights: from `whole_state`; None for those of `model`.
+        group: the ranks that train together.
     """
-    save_file(copies(trainable.state(model)), directory / WEIGHTS)
-    optimized, states = trainable.optimized(model), optimizer.state
-    names = _state_names(optimizer)
-    for key in names:
-        by_name = {
-            name: states[parameter][key].cpu()
-            for name, parameter in optimized.items()
-            if key in states.get(parameter, {})
-        }
-        if _is_adamw(optimizer):
-            by_name = trainable.to_disk_names(model, by_name)
+    save_file(copies(weights or trainable.state(model)), directory / WEIGHTS)
+    names, states = [], optimizer.state
+    for key, by_name in optimizer_tensors(trainable, model, optimizer, group):
         save_file(copies(by_name), directory / f"{key}.safetensors")
+        names.append(key)
     # Skipped updates do not count, so this may be less than optimizer_step. It is one number,
     # because each weight gets a gradient in each step; that of an expert without tokens is zero.
     updates = {int(state[_STEP]) for state in states.values() if _STEP in state}
@@ -135,7 +166,8 @@ def restore_state(
     """Restore optimizer, scaler and random numbers; the main rank's model has the weights already.
 
     Only the main rank reads files, which other machines may not see. It sends all tensors, weights
-    included, to the other ranks. Collective.
+    included, to the other ranks; to shards their parts, one tensor at a time, and no weights: these
+    ranks have their parts of them, too. Collective.
 
     If `optimizer` compensates rounding (`KahanAdamW`) and the saved one did not, compensation
     starts at zero, which is exact: the saved weights are whole.
@@ -180,30 +212,55 @@ def restore_state(
         rng = {
             name: torch.empty(size, dtype=torch.uint8) for name, size in state["rng_bytes"].items()
         }
-        tensors = {
-            key: {
-                name: torch.empty(shape, dtype=getattr(torch, dtype.removeprefix("torch.")))
-                for name, (shape, dtype) in by_name.items()
+    if group.is_sharded:
+        _restore_shards(optimizer, optimized, tensors, state, group)
+        group.broadcast_tensors(rng.values())
+    else:
+        if not group.is_main:
+            tensors = {
+                key: {
+                    name: torch.empty(shape, dtype=getattr(torch, dtype.removeprefix("torch.")))
+                    for name, (shape, dtype) in by_name.items()
+                }
+                for key, by_name in state["shapes"].items()
             }
-            for key, by_name in state["shapes"].items()
-        }
-    sent = [parameter.detach() for parameter in optimized.values()]
-    # As bytes: not every backend sends int16.
-    rests = [rest_of(parameter) for parameter in optimized.values()]
-    sent += [rest.view(torch.uint8) for rest in rests if rest is not None]
-    if any(tensors.values()):
-        _load_optimizer(optimizer, optimized, tensors, state["updates"])
-        sent += [
-            optimizer.state[parameter][key]
-            for name, parameter in optimized.items()
-            for key in tensors
-            if name in tensors[key]
-        ]
-    group.broadcast_tensors([*sent, *rng.values()])
+        sent = [parameter.detach() for parameter in optimized.values()]
+        # As bytes: not every backend sends int16.
+        rests = [rest_of(parameter) for parameter in optimized.values()]
+        sent += [rest.view(torch.uint8) for rest in rests if rest is not None]
+        if any(tensors.values()):
+            _load_optimizer(optimizer, optimized, tensors, state["updates"])
+            sent += [
+                optimizer.state[parameter][key]
+                for name, parameter in optimized.items()
+                for key in tensors
+                if name in tensors[key]
+            ]
+        group.broadcast_tensors([*sent, *rng.values()])
     if state["scaler"]:
         scaler.load_state_dict(state["scaler"])
     _restore_rng(rng, model.device, group.rank)
     return int(state["optimizer_step"])
+
+
+def _restore_shards(
+    optimizer: torch.optim.Optimizer,
+    optimized: Mapping[str, nn.Parameter],
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    group: ProcessGroup,
+) -> None:
+    """Fill the shards of the optimizer's state with the whole tensors of the main rank."""
+    shards = {
+        key: {name: torch.zeros_like(optimized[name].detach()) for name in by_name}
+        for key, by_name in state["shapes"].items()
+    }
+    if any(shards.values()):
+        _load_optimizer(optimizer, optimized, shards, state["updates"])
+    for key, by_name in shards.items():
+        # Those of the optimizer, which may have copied the ones it was given.
+        loaded = {name: optimizer.state[optimized[name]][key] for name in by_name}
+        group.fill(loaded, tensors.get(key, {}))
 
 
 def _load_optimizer(

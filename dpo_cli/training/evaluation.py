@@ -58,19 +58,27 @@ def score_held_out(
         policy.eval()
     own: list[int] = []
     figures: list[Tensor] = []
-    share = batches[group.rank :: group.world_size]
+    share = [*batches[group.rank :: group.world_size]]
+    counted = len(share)
+    if group.is_sharded:
+        # All ranks make the same number of forwards; the last one does not count on some.
+        share += batches[: -(-len(batches) // group.world_size) - counted]
     made = ahead(make_batch, share, is_threaded=is_cuda(device.torch_device))
-    for indices, batch in zip(share, made, strict=True):
-        if isinstance(policy, CachedReference):
-            scores = policy.scores(indices, batch)
-        else:
-            with device.autocast():
-                scores = policy(batch, with_entropies=True)
+    for number, (indices, batch) in enumerate(zip(share, made, strict=True)):
+        with group.computing():
+            if isinstance(policy, CachedReference):
+                scores = policy.scores(indices, batch)
+            else:
+                with device.autocast():
+                    scores = policy(batch, with_entropies=True)
+            reference_logps = reference.token_logps(indices, batch)
+        if number == counted:
+            break
         assert scores.entropies is not None
         figures.append(
             score_held_out_pairs(
                 scores.token_logps,
-                reference.token_logps(indices, batch),
+                reference_logps,
                 scores.entropies,
                 scores.mask,
                 dpo,

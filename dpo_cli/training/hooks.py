@@ -30,9 +30,14 @@ from dpo_cli.run.events import (
     history,
 )
 from dpo_cli.run.held_out_scores import write_scores
-from dpo_cli.training.checkpointing import rng_states, state_bytes
+from dpo_cli.training.checkpointing import (
+    optimizer_tensors,
+    rng_states,
+    state_bytes,
+    whole_state,
+)
 from dpo_cli.training.inputs import RunInputs
-from dpo_cli.training.nan_dump import has_nan_dump, write_nan_dump
+from dpo_cli.training.nan_dump import has_nan_dump, not_finite_gradients, write_nan_dump
 from dpo_cli.training.saving import commit
 from dpo_cli.training.sources import training_pairs
 from dpo_cli.training.trainer import Trainer
@@ -120,17 +125,24 @@ class RunHooks:
     def save(self, trainer: Trainer) -> None:
         """Write the weights and commit a checkpoint.
 
-        Collective: the main rank writes, and the others wait however long it takes.
+        Collective: the main rank writes, and the others wait however long it takes. With shards,
+        they also send their parts of each tensor that it writes.
         """
         for reference in (trainer.reference, trainer.held_out_reference):
             reference.exchange(self.group)
-        # A checkpoint has one copy of the weights, so it must be every rank's.
-        optimized = trainer.inputs.trainable.optimized(trainer.policy.model)
-        self.group.require_same("the weights", map(full_weight, optimized.values()))
-        rng = rng_states(self.group, trainer.device)
-        stage = f"saved-{trainer.optimizer_step}"
-        self.group.broadcast_from_main(
-            stage, lambda: self.events.append(commit(self.run, trainer, rng, self.events.flush))
+        trainable, model, group = trainer.inputs.trainable, trainer.policy.model, self.group
+        if not group.is_sharded:
+            # A checkpoint has one copy of the weights, so it must be every rank's.
+            optimized = trainable.optimized(model).values()
+            group.require_same("the weights", map(full_weight, optimized))
+        rng = rng_states(group, trainer.device)
+        state = whole_state(trainable, model, group)
+        if group.is_sharded and not group.is_main:
+            for _ in optimizer_tensors(trainable, model, trainer.optimizer, group):
+                pass  # the main rank gathers them while it writes
+        group.broadcast_from_main(
+            f"saved-{trainer.optimizer_step}",
+            lambda: self.events.append(commit(self.run, trainer, state, rng, self.events.flush)),
         )
 
     def on_not_finite(
@@ -153,13 +165,16 @@ class RunHooks:
         dump = root / f"step-{step:08d}"
         # A dump is as large as the model, and a run that skips may have many such steps: it keeps
         # the first one.
-        if self.group.is_main and not (is_skipped and has_nan_dump(root)):
-            with explain_disk_errors(root):
-                write_nan_dump(
-                    *(dump, global_batch, lines, losses),
-                    trainer.inputs.trainable,
-                    trainer.policy.model,
-                )
+        is_dumped = self.group.broadcast_from_main(
+            f"not-finite-{step}", lambda: not (is_skipped and has_nan_dump(root))
+        )
+        if is_dumped:
+            model = trainer.policy.model
+            gradients = not_finite_gradients(model, self.group, step)
+            state = whole_state(trainer.inputs.trainable, model, self.group)
+            if self.group.is_main:
+                with explain_disk_errors(root):
+                    write_nan_dump(dump, global_batch, lines, losses, gradients, state)
         problem = f"the {'loss' if not_finite else 'gradient'} is not a finite number"
         message = f"optimizer step {step}: {problem}"
         where = f"{rows} of {training_pairs(trainer.inputs.profile)}"

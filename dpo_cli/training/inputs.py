@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -117,6 +117,7 @@ class RunInputs:
             use_moe=self.weights.architecture.use_moe,
             max_tokens_per_forward=self.max_tokens_per_forward,
             world_size=self.world_size,
+            is_sharded=self.shards > 1,
         )
 
     @cached_property
@@ -175,6 +176,17 @@ class RunInputs:
             optimizer=train.optimizer,
             is_lora=self.profile.lora.is_on,
         )
+
+    @property
+    def shards(self) -> int:
+        """Number of ranks that share one model; 1 if each has all of it."""
+        return self.world_size if self.profile.launch.strategy == "shard" else 1
+
+    def without_values(self) -> RunInputs:
+        """Return the inputs of a rank that receives its part of the weights from another rank."""
+        own, other = self.weights.without_values(), self.reference_weights
+        other = own if other is self.weights else other.without_values()
+        return replace(self, weights=own, reference_weights=other)
 
     @property
     def policy_is_reference(self) -> bool:
@@ -248,11 +260,11 @@ def read_inputs(
         world_size=group.world_size,
         accumulation_steps=accumulation_steps,
         # All ranks must group the pairs alike, so the free memory of the main rank decides.
-        max_tokens_per_forward=group.broadcast_from_main(
+        max_tokens_per_forward=max_tokens_per_forward
+        or group.broadcast_from_main(
             "max_tokens_per_forward",
-            lambda: (
-                max_tokens_per_forward
-                or default_max_tokens_per_forward(device, weights, reference_weights, profile)
+            lambda: default_max_tokens_per_forward(
+                device, weights, reference_weights, profile, group.world_size
             ),
         ),
         whole_prompts=whole_prompts,
@@ -322,7 +334,7 @@ def assemble_inputs(
         or world_size * profile.train.accumulation_on(world_size),
         world_size=world_size,
         max_tokens_per_forward=max_tokens_per_forward
-        or default_max_tokens_per_forward(device, weights, reference_weights, profile),
+        or default_max_tokens_per_forward(device, weights, reference_weights, profile, world_size),
         whole_prompts=whole_prompts,
     )
     if inputs.accumulation_steps < world_size:

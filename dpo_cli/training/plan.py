@@ -63,7 +63,7 @@ def make_plan(inputs: RunInputs) -> Plan:
             **inputs.device.versions,
             **quantizer_version(weights.quantization),
             **_forward_limit(inputs),
-            "ranks": str(inputs.world_size),
+            "ranks": f"{inputs.world_size}{', sharded' if inputs.shards > 1 else ''}",
         },
     )
 

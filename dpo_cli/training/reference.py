@@ -37,6 +37,7 @@ from dpo_cli.models.quantized import quantizer_version
 from dpo_cli.models.scoring import Scores
 from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.plan import environment
+from dpo_cli.training.sources import OnProgress
 
 REFERENCE_FILE = "reference_logps.safetensors"
 HELD_OUT_REFERENCE_FILE = "held_out_reference_logps.safetensors"
@@ -63,6 +64,13 @@ class Reference(Protocol):
         """Receive what other ranks have computed. Collective."""
         ...
 
+    def complete(self, group: ProcessGroup, on_progress: OnProgress) -> None:
+        """Compute all values now, each rank its share, if they are kept. Collective.
+
+        With shards a model that is needed by one rank alone could not be computed later.
+        """
+        ...
+
 
 class LiveReference:
     """Reference that runs the frozen model on every batch."""
@@ -79,6 +87,9 @@ class LiveReference:
     def exchange(self, group: ProcessGroup) -> None:
         """Do nothing: this reference keeps no values."""
 
+    def complete(self, group: ProcessGroup, on_progress: OnProgress) -> None:
+        """Do nothing: this reference keeps no values."""
+
 
 class NoReference:
     """Placeholder for losses without a reference: all log-probs are 0, and no model is loaded."""
@@ -88,6 +99,9 @@ class NoReference:
         return torch.zeros(batch.mask.shape, device=batch.mask.device)
 
     def exchange(self, group: ProcessGroup) -> None:
+        """Do nothing: this reference keeps no values."""
+
+    def complete(self, group: ProcessGroup, on_progress: OnProgress) -> None:
         """Do nothing: this reference keeps no values."""
 
 
@@ -244,6 +258,17 @@ class CachedReference:
         self._is_dirty |= sum(self._is_known) > known_before
         if self.is_complete:
             self._model = None
+
+    def complete(self, group: ProcessGroup, on_progress: OnProgress) -> None:
+        """See `Reference`; all ranks must know the same values, from `exchange`."""
+        missing = [number for number, is_known in enumerate(self._is_known) if not is_known]
+        for start in range(0, len(missing), group.world_size):
+            turn = missing[start : start + group.world_size]
+            on_progress("reference", start, len(missing), "batches")
+            with group.computing():
+                # In the last turn some ranks repeat a batch: all make the same number of forwards.
+                self._compute_batch(turn[min(group.rank, len(turn) - 1)], None)
+        self.exchange(group)
 
     def save(self) -> None:
         """Write new values to the cache files; the shared cache may fail, the run's may not."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import takewhile
 
+import torch
 from torch import Tensor
 
 from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
+from dpo_cli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_cli.models.frozen import Frozen
-from dpo_cli.models.generation import free_positions, generate, stop_ids_of
+from dpo_cli.models.generation import free_positions, generate, most_likely, stop_ids_of
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.run.events import Sample
 from dpo_cli.training.inputs import RunInputs
@@ -27,12 +29,18 @@ class Sampler:
         inputs: inputs of the run.
         tokenizer: tokenizer of the run.
         load: loads the frozen reference onto the run's device. It answers once and is freed.
+        group: the ranks that train together. If they share a model, all of them generate, and take
+            each token of the main rank.
     """
 
     def __init__(
-        self, inputs: RunInputs, tokenizer: ChatTokenizer, load: Callable[[], Frozen]
+        self,
+        inputs: RunInputs,
+        tokenizer: ChatTokenizer,
+        load: Callable[[], Frozen],
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
-        self._inputs, self._tokenizer, self._load = inputs, tokenizer, load
+        self._inputs, self._tokenizer, self._load, self._group = inputs, tokenizer, load, group
         pairs = inputs.held_out
         count = min(inputs.profile.eval.num_samples, len(pairs))
         # Spread evenly over the file, because files are often sorted.
@@ -79,24 +87,45 @@ class Sampler:
         with model.active() as scorer:
             for pair in self._pairs:
                 prompt = prompt_of(pair)
-                answers.append(greedy_answer(self._inputs, self._tokenizer, scorer, prompt))
+                with self._group.computing():
+                    answer = greedy_answer(
+                        self._inputs, self._tokenizer, scorer, prompt, self._choose
+                    )
+                answers.append(answer)
                 report()
         return answers
 
+    def _choose(self, logits: Tensor) -> int:
+        """Return the most likely token; with shards, that of the main rank on all ranks.
+
+        Ranks on different processors could round differently and end at different tokens.
+        """
+        token_id = most_likely(logits)
+        if self._group.is_sharded:
+            chosen = torch.tensor([token_id])
+            self._group.broadcast_tensors([chosen])
+            token_id = int(chosen)
+        return token_id
+
 
 def greedy_answer(
-    inputs: RunInputs, tokenizer: ChatTokenizer, scorer: ResponseScorer, prompt: Tensor
+    inputs: RunInputs,
+    tokenizer: ChatTokenizer,
+    scorer: ResponseScorer,
+    prompt: Tensor,
+    choose: Callable[[Tensor], int] = most_likely,
 ) -> str:
     """Generate an answer of at most `MAX_TOKENS` tokens to a prompt, (T,) ids."""
     architecture = inputs.weights.architecture
     room = free_positions(architecture, prompt)
     stop_ids = stop_ids_of(architecture, tokenizer.end_id)
     answer = generate(
-        scorer.model,
+        scorer.next_logits,
         prompt,
         device=inputs.device,
         stop_ids=stop_ids,
         max_new_tokens=MAX_TOKENS if room is None else max(1, min(MAX_TOKENS, room)),
+        sample=choose,
     )
     return tokenizer.decode([token_id for token_id in answer if token_id not in stop_ids])
 

@@ -25,13 +25,20 @@ from dpo_cli.training.trainer import Trainer
 
 
 def commit(
-    run: RunDirectory, trainer: Trainer, rng: Mapping[str, Tensor], flush: Callable[[], None]
+    run: RunDirectory,
+    trainer: Trainer,
+    state: StateDict,
+    rng: Mapping[str, Tensor],
+    flush: Callable[[], None],
 ) -> Saved:
     """Write the weights of a run, then commit a checkpoint. Only the main rank calls this.
+
+    With shards, the other ranks take part in `save_state` in the meantime.
 
     Args:
         run: directory of the run.
         trainer: between two optimizer steps.
+        state: state of the trained weights, from `whole_state`.
         rng: random number states of all ranks, from `rng_states`.
         flush: flushes the event stream to the disk.
     """
@@ -41,7 +48,7 @@ def commit(
     is_best = keeps_best and best == trainer.optimizer_step
     # The weights come first: a run whose last checkpoint exists is complete, so after a crash in
     # between nothing would write them again.
-    weights = write_results(run, inputs, inputs.trainable.state(model), is_best)
+    weights = write_results(run, inputs, state, is_best)
     for reference in (trainer.reference, trainer.held_out_reference):
         if isinstance(reference, CachedReference):
             reference.save()
@@ -59,6 +66,8 @@ def commit(
             optimizer_step=trainer.optimizer_step,
             best=trainer.best,
             rng=rng,
+            weights=state,
+            group=trainer.group,
         ),
         # Two while the run trains: should the newest be damaged, a resume uses the one before.
         keep=1 if trainer.is_over else 2,

@@ -37,6 +37,7 @@ from dpo_cli.run.events import (
     history,
 )
 from dpo_cli.run.plan import Plan
+from dpo_cli.run.torchrun import require_shards
 from dpo_cli.training.failures import explain
 from dpo_cli.training.hooks import RunHooks, StopSource
 from dpo_cli.training.inputs import RunInputs, read_inputs
@@ -128,6 +129,7 @@ class _Session:
         if group.is_main:
             self.run.remove_leftovers()
         profile = from_tables(group.broadcast_from_main("profile", self._profile_tables))
+        require_shards(profile, group.world_size)
         plan_values = group.broadcast_from_main("plan", self._plan_values)
         saved_plan = Plan.from_dict(plan_values) if plan_values else None
         configure_torch(profile, group.rank, saved_plan)
@@ -193,7 +195,12 @@ class _Session:
         checkpoint, passed_over = find_checkpoint(self.run, inputs.order, group)
         if group.is_main:
             self._write_plan(inputs, saved_plan, exact)
-        group.init_collectives(device.torch_device, profile.launch.timeout_seconds)
+        is_sharded = profile.launch.strategy == "shard"
+        if is_sharded and not group.is_main:
+            inputs = inputs.without_values()
+        group.init_collectives(
+            device.torch_device, profile.launch.timeout_seconds, shards_models=is_sharded
+        )
         trainer = build_trainer(inputs, checkpoint, self.run.path, hooks, hooks.save, group)
         hooks.emit_once(fallback_alert(trainer.policy))
         # Wait for all ranks here, without a time limit: building takes some longer than others, and
@@ -204,6 +211,9 @@ class _Session:
         # An evaluation before the first step can be cancelled and made again. A later one follows
         # steps that must be saved first, and several ranks must stop together.
         hooks.can_cancel = trainer.optimizer_step == 0 and group.world_size == 1
+        if is_sharded:
+            for reference in (trainer.reference, trainer.held_out_reference):
+                reference.complete(group, hooks.progress)
         if saved_plan is not None:
             if profile.eval.keep_best and group.is_main:
                 restore_best_weights(self.run, inputs, trainer.best)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,20 @@ from dpo_cli.compute.loss_scale import make_scaler
 from dpo_cli.compute.threads import set_threads
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.distributed.process_group import ProcessGroup
+from dpo_cli.errors import DpoError
 from dpo_cli.models.adapted import build_adapted
 from dpo_cli.models.frozen import Frozen
 from dpo_cli.models.loading import ModelWeights
-from dpo_cli.models.options import checkpoint_activations, compile_blocks, use_experts_for
+from dpo_cli.models.options import (
+    checkpoint_activations,
+    compile_blocks,
+    decoder_blocks,
+    use_experts_for,
+)
 from dpo_cli.models.quantized import set_compute_dtype
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.models.split_weights import split_weights
-from dpo_cli.models.support import scorer_for
+from dpo_cli.models.support import scorer_for, scorer_like
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.checkpoints import Checkpoint
 from dpo_cli.run.events import Alert
@@ -67,6 +74,67 @@ def make_scorer(
         weights: of the model.
         is_trained: keep what weights in bfloat16 cannot hold, to train it.
     """
+    scorer = _make_scorer(inputs, weights)
+    if inputs.profile.model.weights_dtype == "bfloat16":
+        split_weights(scorer.model, keeps_rests=is_trained)
+    return scorer.to(inputs.device.torch_device)
+
+
+@dataclass
+class ScorerFactory:
+    """Builds the scorers of a run, which are sharded if the group shards models.
+
+    Attributes:
+        inputs: inputs of the run.
+        group: the ranks that train together; all of them build the same scorers, in one order.
+    """
+
+    inputs: RunInputs
+    group: ProcessGroup
+    _built: int = 0
+
+    def make(self, weights: ModelWeights, *, is_trained: bool = False) -> ResponseScorer:
+        """Build a scorer; with shards, the values are those of the main rank. Collective.
+
+        Only the main rank has the whole model, in main memory and only here. It tries out whether
+        the model computes packed rows, which needs the values.
+        """
+        inputs, group = self.inputs, self.group
+        if not group.is_sharded:
+            return make_scorer(inputs, weights, is_trained=is_trained)
+        self._built += 1
+        stage = f"scorer-{self._built}"
+        if group.is_main:
+            scorer = _make_scorer(inputs, weights)
+            whole = {name: each.detach() for name, each in scorer.named_parameters()}
+            found = scorer.model.config._attn_implementation, scorer.fallback_reason
+            group.broadcast_from_main(stage, lambda: found)
+        else:
+            found = group.broadcast_from_main(stage, lambda: None)
+            scorer, whole = _make_scorer(inputs, weights.without_values(), found), {}
+            for parameter in scorer.parameters():
+                # Allocated and never written, so that the system provides no memory for it.
+                parameter.data = torch.empty(parameter.shape, dtype=parameter.dtype)
+        group.shard(scorer, decoder_blocks(scorer.model), scorer.next_logits.__name__, whole)
+        return scorer
+
+    def make_reference(self, policy: ResponseScorer) -> Frozen:
+        """Return the reference; see `frozen_reference`. Collective with shards."""
+        if not self.group.is_sharded:
+            return frozen_reference(self.inputs, policy)
+        return Frozen(self.make(self.inputs.reference_weights))
+
+
+def _make_scorer(
+    inputs: RunInputs, weights: ModelWeights, found: tuple[str, str | None] | None = None
+) -> ResponseScorer:
+    """Build a scorer on the CPU.
+
+    Args:
+        inputs: inputs of the run.
+        weights: weights of the model.
+        found: see `scorer_like`; None to try out how the model is scored.
+    """
     profile, architecture = inputs.profile, weights.architecture
     model = build_adapted(weights, dropout=profile.model.dropout)
     set_compute_dtype(model, inputs.device.dtype)
@@ -83,16 +151,17 @@ def make_scorer(
         # log-probs would have other bits than the policy's at step 0.
         "computes_sum_sq_probs": profile.dpo.use_weighting,
     }
-    scorer = scorer_for(
-        model, inputs.longest_sequence, is_known=architecture.supports_packing, **options
-    )
-    if profile.model.weights_dtype == "bfloat16":
-        split_weights(model, keeps_rests=is_trained)
+    if found is not None:
+        scorer = scorer_like(model, *found, **options)
+    else:
+        scorer = scorer_for(
+            model, inputs.longest_sequence, is_known=architecture.supports_packing, **options
+        )
     if profile.train.compile:
         compile_blocks(model)
     if profile.train.activation_checkpointing:
         checkpoint_activations(model)
-    return scorer.to(inputs.device.torch_device)
+    return scorer
 
 
 def frozen_reference(inputs: RunInputs, policy: ResponseScorer | None = None) -> Frozen:
@@ -144,16 +213,23 @@ def build_trainer(
     # Only the main rank can read checkpoints; `restore_state` sends the weights to the others.
     if checkpoint is not None and group.is_main:
         weights = trainable.at(load_weights(checkpoint.path))
-    policy = make_scorer(inputs, weights, is_trained=True)
-    load_reference = partial(frozen_reference, inputs, policy)
+    factory = ScorerFactory(inputs, group)
+    policy = factory.make(weights, is_trained=True)
+    load_reference = partial(factory.make_reference, policy)
     references = open_references(inputs, load_reference, directory)
     optimizer = make_optimizer(
         trainable.optimized(policy.model).values(), inputs.profile.train, policy.model
     )
     scaler = make_scaler(inputs.device.torch_device, inputs.device.dtype)
+    if group.is_sharded and scaler.is_enabled():
+        raise DpoError(
+            f'launch.strategy = "shard" does not work in float16, which {inputs.device.name} needs',
+            'Set train.dtype = "float32".',
+        )
     trainer = Trainer(inputs, policy, *references, optimizer, scaler, hooks, save, group)
     if inputs.profile.eval.num_samples and inputs.held_out:
-        trainer.sampler = Sampler(inputs, ChatTokenizer(inputs.tokenizer), load_reference)
+        tokenizer = ChatTokenizer(inputs.tokenizer)
+        trainer.sampler = Sampler(inputs, tokenizer, load_reference, group)
     if checkpoint is not None:
         trainer.optimizer_step = restore_state(
             checkpoint.path,

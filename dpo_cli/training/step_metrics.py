@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from dpo_cli.compute.device import DTYPES, Device
 from dpo_cli.compute.memory import process_bytes
 from dpo_cli.data.batching import Batch
 from dpo_cli.distributed.process_group import ProcessGroup
+from dpo_cli.models.loading import without_tied_copies
 from dpo_cli.models.scoring import ResponseScorer
+from dpo_cli.models.trainable import Trainable
 from dpo_cli.objective.logps import to_float64_device
 from dpo_cli.objective.losses import PAIR_METRICS, PairScores, drop_undefined_accuracy
 from dpo_cli.training.inputs import RunInputs
@@ -131,21 +134,37 @@ def rank_figures(group: ProcessGroup, device: Device, busy_seconds: float) -> di
     return {"rank_seconds": seconds, "rank_bytes": tuple(map(int, memory))}
 
 
-def weights_moved(inputs: RunInputs, policy: ResponseScorer) -> float:
+def weights_moved(
+    inputs: RunInputs, policy: ResponseScorer, group: ProcessGroup
+) -> dict[str, float]:
     """Return the share of weights that differ from the starting weights in the export dtype.
 
-    Counts the weights that training can change.
+    Counts the weights that training can change. Only the main rank has the result; with shards this
+    is collective.
     """
+    if not (group.is_main or group.is_sharded):
+        return {}
     own = inputs.weights.architecture.own_dtypes(inputs.export_dtype)
     start = inputs.weights.state
     # Summed on the device and read once, because each read would wait for a GPU.
     moved, count = [], 0
-    for name, tensor in inputs.trainable.changed_weights(policy.model):
+    for name, tensor in _changed_weights(inputs.trainable, policy.model, group):
         dtype = DTYPES[own.get(name, inputs.export_dtype)]
         before = start[name].to(tensor.device, dtype, non_blocking=True)
         moved.append((tensor.to(dtype) != before).sum())
         count += tensor.numel()
-    return int(torch.stack(moved).sum()) / count
+    return {"weights_moved": int(torch.stack(moved).sum()) / count} if moved else {}
+
+
+def _changed_weights(
+    trainable: Trainable, model: PreTrainedModel, group: ProcessGroup
+) -> Iterable[tuple[str, Tensor]]:
+    if not group.is_sharded:
+        yield from trainable.changed_weights(model)
+        return
+    # Shards are gathered, renamed and compared one at a time.
+    for name, tensor in group.gather(without_tied_copies(model)):
+        yield from trainable.to_disk_names(model, {name: tensor}).items()
 
 
 def _unpack(packed: Sequence[float], lengths: Mapping[str, int]) -> dict[str, Sequence[float]]:

@@ -19,7 +19,7 @@ from dpo_cli.data.batching import Batch
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.distributed.process_group import MAY_SAVE, SINGLE_PROCESS, STOPS, ProcessGroup
 from dpo_cli.models.scoring import ResponseScorer, Scores
-from dpo_cli.objective.losses import PairScores, score_pairs
+from dpo_cli.objective.losses import PairScores, score_pairs, zero_loss
 from dpo_cli.paired import ModelScores
 from dpo_cli.run.events import EVALUATION, Alert, Event, Sampled, StepDone
 from dpo_cli.training.batches import Forward
@@ -155,27 +155,21 @@ class Trainer:
         self.policy.train()
         if forwards is None:
             [(_, forwards)] = self.inputs.batches.forwards([global_batch], self.group.rank)
-        for indices, batch, weights in forwards:
-            reference_logps = self.reference.token_logps(indices, batch)
-            scores, aux_loss = self.score(batch, reference_logps)
-            # Equation 7 of the paper: the mean over pairs of -log sigmoid(beta * margin). With the
-            # weights, the forwards of a step add up to that mean, however its pairs are grouped.
-            loss = (scores.losses * weights).sum()
-            if aux_loss is not None:
-                loss = loss + self.inputs.aux_loss_weight * aux_loss.to(loss.device)
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            metrics.add(indices, scores, aux_loss, batch)
+        with self.group.computing():
+            for forward in forwards:
+                loss = self.loss_of(forward, metrics)
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
         if self.group.world_size > 1:
-            # Without this, the queued work of a GPU would count as waiting for the other ranks,
-            # and the slow rank could not be found.
+            # Else the queued work of a GPU would count as waiting, and hide the slow rank.
             self.inputs.device.synchronize()
         busy_seconds = time.perf_counter() - began
 
         parameters = list(self.inputs.trainable.optimized(self.policy.model).values())
         self.group.all_reduce_gradients(parameters)
         self.scaler.unscale_(self.optimizer)
-        grad_norm = get_total_norm([_norm(p.grad) for p in parameters if p.grad is not None])
+        norm = get_total_norm([_norm(p.grad) for p in parameters if p.grad is not None])
+        grad_norm = self.group.whole(norm)
         values = metrics.reduce(self.group, grad_norm)
         losses = metrics.losses(self.inputs.router_aux_loss_coef)
         is_skipped = not all(map(math.isfinite, (values["grad_norm"], *losses)))
@@ -192,8 +186,8 @@ class Trainer:
 
         step_before = self.step
         self.optimizer_step += 1
-        if self.group.is_main and self.is_logged(step_before):
-            values["weights_moved"] = weights_moved(self.inputs, self.policy)
+        if self.is_logged(step_before):
+            values |= weights_moved(self.inputs, self.policy, self.group)
         return StepDone(
             step=self.step,
             optimizer_step=self.optimizer_step,
@@ -213,6 +207,23 @@ class Trainer:
         )
 
     # --- parts of a step -------------------------------------------------------------------------
+
+    def loss_of(self, forward: Forward, metrics: StepMetrics) -> Tensor:
+        """Return the part of a forward in the loss of the step, and add its metrics."""
+        indices, batch, weights = forward.indices, forward.batch, forward.weights
+        reference_logps = self.reference.token_logps(indices, batch)
+        if forward.is_empty:
+            with self.inputs.device.autocast():
+                nothing: Scores = self.policy(batch)
+            return zero_loss(nothing.token_logps, nothing.mask, nothing.aux_loss)
+        scores, aux_loss = self.score(batch, reference_logps)
+        # Equation 7 of the paper: the mean over pairs of -log sigmoid(beta * margin). With the
+        # weights, the forwards of a step add up to that mean, however its pairs are grouped.
+        loss = (scores.losses * weights).sum()
+        if aux_loss is not None:
+            loss = loss + self.inputs.aux_loss_weight * aux_loss.to(loss.device)
+        metrics.add(indices, scores, aux_loss, batch)
+        return loss
 
     def score(self, batch: Batch, reference_logps: Tensor) -> tuple[PairScores, Tensor | None]:
         """Return losses and rewards of the pairs of a batch, and the aux_loss of the experts.
@@ -356,7 +367,7 @@ class Trainer:
     def sample(self) -> None:
         """Generate answers of policy and reference to a few prompts, and report them.
 
-        Only the main rank generates; the others wait however long it takes.
+        Only the main rank generates, unless ranks share a model; the others wait without a limit.
         """
         sampler = self.sampler
         if sampler is None:
@@ -367,7 +378,10 @@ class Trainer:
             self.hooks.progress(EVALUATION, done, total, "answers")
 
         stage = f"sampled-{self.optimizer_step}"
-        samples = self.group.broadcast_from_main(stage, lambda: sampler.sample(self.policy, report))
+        own = sampler.sample(self.policy, report) if self.group.is_sharded else None
+        samples = self.group.broadcast_from_main(
+            stage, lambda: own or sampler.sample(self.policy, report)
+        )
         self.hooks.emit(
             Sampled(
                 step=self.step,

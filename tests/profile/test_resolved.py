@@ -111,6 +111,7 @@ ALL_VALUES: dict[str, dict[str, object]] = {
     "export": {"prefix": "dpo", "dtype": "float32"},
     "launch": {
         "nproc_per_node": "auto",
+        "strategy": "shard",
         "nnodes": 3,
         "node_rank": 1,
         "rdzv_endpoint": "node0:29400",

@@ -97,6 +97,7 @@ def with_error_file(folder: Path, number: int) -> None:
 
 def note(folder: Path, number: int) -> None:
     """Record the work of this rank, for `pairs_of` and `ends_of`."""
+    from dpo_cli.distributed.shards import own_part
     from dpo_cli.training.batches import BatchPlanner
     from dpo_cli.training.trainer import Trainer
 
@@ -114,7 +115,7 @@ def note(folder: Path, number: int) -> None:
         stop = train(self)
         digest = hashlib.sha256()
         for parameter in self.policy.parameters():
-            digest.update(parameter.detach().numpy().tobytes())
+            digest.update(own_part(parameter).numpy().tobytes())
         end = [self.optimizer_step, stop, digest.hexdigest()]
         (folder / f"end-{number}").write_text(json.dumps(end))
         return stop

@@ -208,7 +208,7 @@ def _use_other_split(profile: Profile) -> str:
     split = find_data(str(path)).held_out
     if split is None or split == str(profile.eval.path):
         return ""
-    fraction = " and eval.fraction = 0" if profile.eval.fraction else ""
+    fraction = " and remove eval.fraction" if profile.eval.fraction else ""
     return f'Set eval.path = "{split}"{fraction}: the data set has this split, too.'
 
 

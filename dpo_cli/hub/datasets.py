@@ -6,7 +6,7 @@ import contextlib
 import glob
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class HubData:
     sizes: tuple[int, ...]
     rows: int | None
     title: str
-    held_out: str | None = None
+    held_out: str | None = field(default=None, compare=False)
 
     @property
     def paths(self) -> list[Path]:

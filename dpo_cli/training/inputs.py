@@ -14,7 +14,7 @@ from dpo_cli.compute.device import Device
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.groups import groups_of, prompt_labels
 from dpo_cli.data.pairs import SkippedRow
-from dpo_cli.data.sampler import BatchSampler, hold_out, repeat
+from dpo_cli.data.sampler import BatchSampler
 from dpo_cli.data.tokens import Rows, TokenizedPairs
 from dpo_cli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_cli.errors import DpoError
@@ -28,7 +28,6 @@ from dpo_cli.models.trainable import Trainable, trainable_of
 from dpo_cli.profile.doctrine import RunRecipe, saturation_margin
 from dpo_cli.profile.inputs import resolve_tokenizer
 from dpo_cli.profile.schema import Profile
-from dpo_cli.profile.text import show_value
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.training.batches import BatchPlanner
 from dpo_cli.training.sources import (
@@ -36,6 +35,7 @@ from dpo_cli.training.sources import (
     held_out_pairs,
     require_positions,
     require_same_vocabulary,
+    split_pairs,
     training_pairs,
     usable_rows,
 )
@@ -315,7 +315,7 @@ def assemble_inputs(
     }
     if held_out:
         fingerprints["held_out"] = held_out.content
-    pairs, evaluated = _split_pairs(profile, rows, held_out, whole_prompts)
+    pairs, evaluated = split_pairs(profile, rows, held_out, whole_prompts)
     inputs = RunInputs(
         profile=profile,
         device=device,
@@ -361,32 +361,6 @@ def assemble_inputs(
     return inputs
 
 
-def _split_pairs(
-    profile: Profile, rows: Rows, held_out: Rows | None, whole_prompts: bool
-) -> tuple[TokenizedPairs, TokenizedPairs]:
-    """Return the pairs to train on and the held-out pairs."""
-    pairs, evaluated = rows.kept, held_out.kept if held_out else rows.kept[:0]
-    if profile.eval.fraction and not held_out:
-        if len(pairs) < 2:
-            raise DpoError(
-                f"eval.fraction = {profile.eval.fraction}: there is only one pair to train on",
-                "Use more data, or remove eval.fraction.",
-            )
-        labels = prompt_labels(pairs) if whole_prompts else None
-        seed = profile.train.seed
-        training, evaluation = hold_out(len(pairs), profile.eval.fraction, seed, labels)
-        pairs, evaluated = pairs.select(training), pairs.select(evaluation)
-    # After the split, so that a pair that is repeated cannot also be held out.
-    if (weights := profile.data.mixture_weights) is not None:
-        pairs = pairs.select(repeat(_by_path(pairs, len(weights)), weights, profile.train.seed))
-        if not pairs:
-            raise DpoError(
-                f"data.mixture_weights = {show_value(weights)}: no pair is left to train on",
-                "Set larger weights.",
-            )
-    return pairs, evaluated
-
-
 def export_dtype(profile: Profile, architecture: Architecture, source_dtype: str) -> str:
     """Return the dtype of exported weights whose starting weights were in `source_dtype`."""
     dtype = profile.export.dtype
@@ -399,12 +373,3 @@ def _data_fingerprint(profile: Profile, rows: Rows) -> str:
         return rows.content
     sources = [part.source for part in rows.places.parts]
     return hashlib.sha256(f"{rows.content} {sources}".encode()).hexdigest()
-
-
-def _by_path(pairs: TokenizedPairs, paths: int) -> list[list[int]]:
-    """Return the indices of the pairs from each path of `data.data_path`."""
-    groups: list[list[int]] = [[] for _ in range(paths)]
-    for index, line in enumerate(pairs.lines.tolist()):
-        part = pairs.places.part(line)
-        groups[part.source if part else 0].append(index)
-    return groups

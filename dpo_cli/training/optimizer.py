@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from dpo_cli.errors import DpoError
 from dpo_cli.extras import install_extra
@@ -314,3 +315,17 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
     """Set the learning rate of the next step."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Return the norm of all gradients together, which is float32 for gradients in bfloat16."""
+    gradients = [each.grad for each in parameters if each.grad is not None]
+    return get_total_norm(
+        [
+            # torch would round the norm of a bfloat16 tensor
+            torch.linalg.vector_norm(each, dtype=torch.float32)
+            if each.dtype == torch.bfloat16
+            else each
+            for each in gradients
+        ]
+    )

@@ -6,13 +6,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dpo_cli.data.chat import ChatTokenizer
+from dpo_cli.data.groups import prompt_labels
 from dpo_cli.data.pairs import refuse_if_mostly_malformed
+from dpo_cli.data.sampler import hold_out, repeat
 from dpo_cli.data.sources import Source
 from dpo_cli.data.token_cache import encode_source
 from dpo_cli.data.tokens import EncodedRows, Rows, TokenizedPairs
 from dpo_cli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_cli.errors import DpoError
 from dpo_cli.profile.schema import Profile
+from dpo_cli.profile.text import show_value
 
 if TYPE_CHECKING:  # its module loads transformers' models, which `dpo data` does without
     from dpo_cli.models.loading import ModelWeights
@@ -139,3 +142,48 @@ def require_positions(
             f" the model has {limit} positions: {pairs.places.names(beyond)}",
             remedy,
         )
+
+
+def split_pairs(
+    profile: Profile, rows: Rows, held_out: Rows | None, whole_prompts: bool
+) -> tuple[TokenizedPairs, TokenizedPairs]:
+    """Return the pairs to train on and the held-out pairs.
+
+    Args:
+        profile: its [data] and [eval] tables decide.
+        rows: of `data.data_path`.
+        held_out: rows of `eval.path`, if it is set.
+        whole_prompts: a split by `eval.fraction` keeps the pairs of a prompt together.
+
+    Raises:
+        DpoError: no pair is left to train on.
+    """
+    pairs, evaluated = rows.kept, held_out.kept if held_out else rows.kept[:0]
+    if profile.eval.fraction and not held_out:
+        if len(pairs) < 2:
+            raise DpoError(
+                f"eval.fraction = {profile.eval.fraction}: there is only one pair to train on",
+                "Use more data, or remove eval.fraction.",
+            )
+        labels = prompt_labels(pairs) if whole_prompts else None
+        seed = profile.train.seed
+        training, evaluation = hold_out(len(pairs), profile.eval.fraction, seed, labels)
+        pairs, evaluated = pairs.select(training), pairs.select(evaluation)
+    # After the split, so that a pair that is repeated cannot also be held out.
+    if (weights := profile.data.mixture_weights) is not None:
+        pairs = pairs.select(repeat(_by_path(pairs, len(weights)), weights, profile.train.seed))
+        if not pairs:
+            raise DpoError(
+                f"data.mixture_weights = {show_value(weights)}: no pair is left to train on",
+                "Set larger weights.",
+            )
+    return pairs, evaluated
+
+
+def _by_path(pairs: TokenizedPairs, paths: int) -> list[list[int]]:
+    """Return the indices of the pairs from each path of `data.data_path`."""
+    groups: list[list[int]] = [[] for _ in range(paths)]
+    for index, line in enumerate(pairs.lines.tolist()):
+        part = pairs.places.part(line)
+        groups[part.source if part else 0].append(index)
+    return groups

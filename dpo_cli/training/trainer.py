@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
 from dpo_cli.compute import loss_scale
 from dpo_cli.compute.memory import process_bytes
@@ -27,7 +27,7 @@ from dpo_cli.training.best import BestSoFar
 from dpo_cli.training.checkpointing import pause_seconds
 from dpo_cli.training.evaluation import evaluation_event, pair_scores, score_held_out
 from dpo_cli.training.inputs import RunInputs
-from dpo_cli.training.optimizer import set_learning_rate
+from dpo_cli.training.optimizer import gradient_norm, set_learning_rate
 from dpo_cli.training.reference import CachedReference, Reference
 from dpo_cli.training.samples import Sampler
 from dpo_cli.training.step_metrics import StepMetrics, rank_figures, weights_moved
@@ -168,8 +168,7 @@ class Trainer:
         parameters = list(self.inputs.trainable.optimized(self.policy.model).values())
         self.group.all_reduce_gradients(parameters)
         self.scaler.unscale_(self.optimizer)
-        norm = get_total_norm([_norm(p.grad) for p in parameters if p.grad is not None])
-        grad_norm = self.group.whole(norm)
+        grad_norm = self.group.whole(gradient_norm(parameters))
         values = metrics.reduce(self.group, grad_norm)
         losses = metrics.losses(self.inputs.router_aux_loss_coef)
         is_skipped = not all(map(math.isfinite, (values["grad_norm"], *losses)))
@@ -390,12 +389,6 @@ class Trainer:
                 seconds=time.perf_counter() - began,
             )
         )
-
-
-def _norm(gradient: Tensor) -> Tensor:
-    """Return the norm, float32, of a gradient in bfloat16, which torch would round; else itself."""
-    is_bfloat16 = gradient.dtype == torch.bfloat16
-    return torch.linalg.vector_norm(gradient, dtype=torch.float32) if is_bfloat16 else gradient
 
 
 def _has_passed(interval: int, before: int, after: int) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 from pathlib import Path
 
 import pytest
 
 import dpo_cli
+from dpo_cli.export.model_card import ExportedWeights, model_card
+from dpo_cli.models.spec import architecture_of
 from tests.support.cli import DPO, HANG_SECONDS, Run, run_in
 from tests.support.cli import environment as own_environment
 from tests.support.hub import Hub, environment, running, use_here, wait_until_cached
@@ -89,3 +92,12 @@ def test_a_run_is_started_killed_resumed_and_its_commit_kept(
         (format,) = (each for each in checked.findings if each.code == "format")
         assert format.subject == TRAIN
         assert format.message.endswith(f"; split train_prefs of default, commit {newer[:8]}")
+        # The card of an export names the data set, once, and a base model of the Hub.
+        weights = ExportedWeights(architecture_of(plan.model.shape), "float32", "nearest", None, 6)
+        assert "\ndatasets:\n- them/set\npipeline" in model_card(run.directory, plan, weights)
+        model = {**plan.settings["model"], "weights": "hf:them/base@main"}
+        renamed = dataclasses.replace(plan, settings={**plan.settings, "model": model})
+        card = model_card(run.directory, renamed, weights)
+        assert card.startswith("---\nbase_model: them/base\ndatasets:\n- them/set\npipeline")
+        assert "# base, trained with direct preference optimization" in card
+        assert str(tmp_path) not in card

@@ -311,6 +311,9 @@ def test_a_cpu_that_other_processes_use_too() -> None:
         "step 11: the CPU is busy with other processes: a step takes 2.0 times its CPU time"
     )
     assert alert.remedy.startswith("Set train.threads = 1, or stop the other processes")
+    # With 8 micro-batches in each optimizer step, which is the one that the message counts.
+    accumulated = [replace(each, step=8 * each.step) for each in busy]
+    assert text(accumulated, "cpu-contention").message == alert.message
     later = [each for each in alerts_of(steps(busy_after(31, 10.0))) if each[1] != "slow"]
     assert later == [(32, "cpu-contention")]
     assert alerts_of(steps(busy_after(0, times=1.4))) == []

@@ -193,8 +193,8 @@ def _explained(name: str, revision: str, kind: Kind) -> Iterator[None]:
         raise DpoError(
             f"{name} is not, or only partly, in this machine's cache, and the Hub cannot be"
             f" reached{' (HF_HUB_OFFLINE is set)' if is_offline else ''}",
-            f"{'Unset HF_HUB_OFFLINE, or download' if is_offline else 'Download'} it on a machine with"
-            f" a network ({command}), copy the directory here, and"
+            f"{'Unset HF_HUB_OFFLINE, or download' if is_offline else 'Download'} it on a machine"
+            f" with a network ({command}), copy the directory here, and"
             " write its path instead. HF_ENDPOINT selects another Hub.",
         ) from error
     except Exception as error:  # connections fail with errors that the library does not document

@@ -76,8 +76,10 @@ def _rates(inputs: RunInputs) -> str:
     first, last = rate.at(0), rate.at(order.micro_batches - 1)
     peak = max(map(rate.at, range(order.micro_batches)))
     between = f" over {format_rate(peak)}" if peak > max(first, last) else ""
-    idle = sum(not rate.at(step) for step in order.last_steps)
-    nothing = f" ({format_count(idle, 'step')} at 0, which change nothing)" if idle else ""
+    idle, nothing = sum(not rate.at(step) for step in order.last_steps), ""
+    if idle:
+        changes = "changes" if idle == 1 else "change"
+        nothing = f" ({format_count(idle, 'step')} at 0, which {changes} nothing)"
     return f"learning rate {format_rate(first)}{between} to {format_rate(last)}{nothing}"
 
 

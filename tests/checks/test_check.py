@@ -114,6 +114,20 @@ def test_the_plan_equals_the_plan_of_a_run(examined: Examine, bench: Path) -> No
     )
 
 
+def test_the_plan_names_the_peak_idle_steps_and_intervals_beyond_the_run(
+    examined: Examine,
+) -> None:
+    settings = (
+        *("train.schedule=linear", "train.warmup_ratio=0.5"),
+        *("eval.interval=400", "train.save_interval=99"),
+    )
+    message = of(examined(*settings), "plan").message
+    assert "learning rate 0 over " in message
+    assert "(1 step at 0, which changes nothing)" in message
+    assert "evaluated at the start and at the end; " in message
+    assert message.endswith("train.save_interval = 99, eval.interval = 400")
+
+
 def test_the_first_loss_is_ln_2(examined: Examine) -> None:
     message = of(examined(), "first-loss").message
     assert message == "the loss is 0.6931 = ln 2, as expected; policy and reference agree exactly"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_cli.profile.text import did_you_mean, near_path, show_path, show_value
+from dpo_cli.profile.text import did_you_mean, near_path, show_model, show_path, show_value
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,9 @@ def test_near_paths_have_their_folder(
     monkeypatch.chdir(folder)
     hint = f"; did you mean {near}?" if near else ""
     assert near_path(Path(typed)) == near_path(folder / typed) == hint
+
+
+def test_a_model_in_the_cache_of_the_hub_has_its_name() -> None:
+    cache = Path("/home/hub/models--me--small-chat/snapshots")
+    assert show_model(cache / "09879f34ba708af3fa37078e8afd613d22329f80") == "hf:me/small-chat"
+    assert show_model(Path("/models--me--other/weights.pth")) == "/models--me--other/weights.pth"

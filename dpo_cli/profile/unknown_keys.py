@@ -113,17 +113,19 @@ _UNSUPPORTED: Mapping[str, tuple[str, ...]] = {
         *("save_total_limit", "save_strategy", "saves_per_epoch", "save_only_model"),
         "keep_last_n_checkpoints",
     ),
-    "evaluation follows eval.interval, in micro-batches": (
+    "set eval.interval, in micro-batches": (
         *("evaluation_strategy", "evals_per_epoch", "eval_on_start", "eval_delay"),
     ),
     "code from a model's directory is never run": ("trust_remote_code",),
     "name the run with --name (name= in Python)": ("run_name", "project"),
-    "choose the directory of runs with --runs-dir (runs_dir= in Python)": ("output_dir",),
+    "dpo export RUN --to DIR writes the model to such a directory; --runs-dir (runs_dir= in Python)"
+    " is that of the runs": ("output_dir",),
     "resume a run with dpo resume": ("resume_from_checkpoint", "from_resume", "auto_resume"),
     "nothing is uploaded; export the run and upload the directory": (
         *("push_to_hub", "hub_model_id", "hub_token"),
     ),
-    "the chat template is the tokenizer's; change it there": (
+    "the chat template is the tokenizer's; for another one set model.tokenizer to a copy of the"
+    " tokenizer with that chat_template": (
         *("chat_template_name", "system", "template_backend", "use_chat_template"),
         *("chat_template", "chat_template_jinja", "template", "default_system"),
     ),

@@ -69,8 +69,6 @@ def switched(default_rank: int) -> Rule:
     def convert(value: Any, context: Context) -> Mapping[str, Any]:
         if not switch(value):
             return {}
-        if not context.values.keys() & {"lora_target_modules", "target_modules", "lora_target"}:
-            context.differences.append("all linear layers of the blocks get an adapter")
         return _rank(context, default_rank)
 
     return Rule((_RANK,), convert, is_part=True)
@@ -100,6 +98,23 @@ def _switched_bits(bits: str) -> Rule:
 def _detail(key: str, read: Callable[[Any], Any]) -> Rule:
     """Set a key of [lora] if an adapter is trained."""
     return Rule((key,), lambda value, context: {key: read(value)} if is_on(context) else {})
+
+
+def _dropout(name: str) -> Rule:
+    """Set lora.dropout, unless the trainer sets every dropout to 0, as TRL's does by default."""
+
+    def convert(value: Any, context: Context) -> Mapping[str, Any]:
+        share = number(value)
+        if not is_on(context):
+            return {}
+        if share and switch(context.values.get("disable_dropout", True)):
+            context.without_effect.append(
+                f"{name} = {share} (the tool trains with 0, unless disable_dropout is false)"
+            )
+            return {"lora.dropout": 0.0}
+        return {"lora.dropout": share}
+
+    return Rule(("lora.dropout",), convert)
 
 
 def _targets(value: Any) -> str | list[str]:
@@ -134,10 +149,7 @@ ADAPTERS: Mapping[str, Rule] = {
     "use_peft": switched(16),
     **{name: _detail(_RANK, whole) for name in _RANKS},
     **{name: _detail("lora.alpha", whole) for name in ("lora_alpha", "peft_config.lora_alpha")},
-    **{
-        name: _detail("lora.dropout", number)
-        for name in ("lora_dropout", "peft_config.lora_dropout")
-    },
+    **{name: _dropout(name) for name in ("lora_dropout", "peft_config.lora_dropout")},
     **{
         name: _detail(_TARGETS, _targets)
         for name in (
@@ -178,3 +190,5 @@ ADAPTERS: Mapping[str, Rule] = {
     **dict.fromkeys(("lora_model_dir", "adapter_name_or_path", "adapters"), _START),
 }
 """Settings of adapters by name, whatever the tool."""
+KEPT_DROPOUT = _detail("lora.dropout", number)
+"""Rule for lora_dropout of a tool with its own trainer, which drops that share."""

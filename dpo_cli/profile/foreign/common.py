@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dpo_cli.hub.download import is_on_hub
 from dpo_cli.profile.foreign import optimization
 from dpo_cli.profile.foreign.adapters import ADAPTERS
 from dpo_cli.profile.foreign.rules import (
@@ -85,6 +86,10 @@ def with_sft(loss_name: str) -> Rule:
 
 def _precision(value: Any, context: Context) -> Mapping[str, Any]:
     if str(value).lower() in ("auto", "full"):
+        context.differences.append(
+            'train.dtype = "auto" is float32 on a CPU and on MPS, bfloat16 on other GPUs (float16 on'
+            " those that only emulate it)"
+        )
         return {"train.dtype": "auto"}
     if switch(value):
         return {"train.dtype": "bfloat16"}
@@ -171,9 +176,13 @@ def hub_data(value: Any, context: Context, revision: str, config: str, split: st
         return name
     values = context.values
     part = str(values.get(split) or "")
-    if part and not part.replace("_", "").isalnum():
-        context.differences.append(f"{split} = {part}: only whole splits are read; {name} is named")
-        part = ""
+    whole_split = part.partition("[")[0]
+    if part != whole_split or (not part.replace("_", "a").isalnum() and part):
+        part = whole_split if whole_split.replace("_", "a").isalnum() else ""
+        context.differences.append(
+            f"{split} = {values[split]}: only whole splits are read, so this is all of"
+            f" {part or 'the usual split'}"
+        )
     if values.get(revision) not in (None, "main"):
         name += f"@{text(values[revision])}"
     chosen = text(values[config]) if values.get(config) else ""
@@ -195,7 +204,13 @@ def _held_out(value: Any, context: Context) -> Mapping[str, Any]:
     if str(context.values.get("eval_strategy", "no")).lower() == "no" or not name:
         raise NoCounterpartError('not used, because eval_strategy is "no"')
     parts = ("dataset_revision", "dataset_config", "dataset_test_split")
-    return {"eval.path": hub_data(name, context, *parts)}
+    held_out = hub_data(name, context, *parts)
+    if not is_on_hub(held_out):
+        raise NoCounterpartError(
+            f"{held_out} is on this machine; set eval.path to the file of that split in it, and"
+            " data.data_path to those of the training pairs"
+        )
+    return {"eval.path": held_out}
 
 
 def paths(key: str) -> Convert:

@@ -190,7 +190,7 @@ def _axolotl_entry(entry: Any, context: Context) -> dict[str, Any]:
         result[_COLUMNS] = columns
         result.setdefault(_FORMAT, "messages" if "messages" in columns else "plain")
     read = (*_AXOLOTL_READ, *_AXOLOTL_COLUMNS)
-    unread = [key for key in entry if key not in read]
+    unread = [key for key in entry if key not in read and not _is_unchanged(entry[key], key)]
     if isinstance(kind, dict):
         unread += [f"type.{key}" for key in kind if key not in _AXOLOTL_COLUMNS]
     elif template:
@@ -199,6 +199,15 @@ def _axolotl_entry(entry: Any, context: Context) -> dict[str, Any]:
         )
     context.differences.extend(f"{name}: {each} is not used" for each in unread)
     return result
+
+
+def _is_unchanged(value: Any, key: str) -> bool:
+    """Return True for Axolotl's names of the parts of a message if they are the usual ones."""
+    return (
+        key == "message_property_mappings"
+        and isinstance(value, Mapping)
+        and all(ours == theirs for ours, theirs in value.items())
+    )
 
 
 def swift_data(value: Any, context: Context) -> Mapping[str, Any]:

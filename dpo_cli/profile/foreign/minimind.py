@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dpo_cli.profile.discover import minimind_version_of
+from dpo_cli.profile.folder import TOKENIZER
 from dpo_cli.profile.foreign.common import dtype, trackers
 from dpo_cli.profile.foreign.rules import (
     Context,
@@ -22,7 +25,20 @@ from dpo_cli.profile.foreign.rules import (
 SCRIPTS = ("train_dpo.py", "5-dpo_train.py")
 _OLDER = frozenset({"out_dir", "ddp", "local_rank", "dim", "n_layers", "report_to"})
 _VERSION_3 = frozenset({"beta", "use_compile"})
-_SHIPPED = {True: {3: "minimind3-moe", 2: "moe"}, False: {3: "minimind3", 2: "dense"}}
+_SINCE_OCTOBER_2025 = frozenset({"save_dir", "save_weight", "from_weight", "from_resume"})
+_OCTOBER_2025 = "minimind2-2510"
+_SHIPPED: Mapping[bool, Mapping[int, str]] = {
+    True: {2: "moe", 2510: _OCTOBER_2025, 3: "minimind3-moe"},
+    False: {2: "dense", 2510: _OCTOBER_2025, 3: "minimind3"},
+}
+"""Shipped profiles by mixture of experts and version of the script."""
+_TITLES: Mapping[int, str] = {
+    2: "the script of version 2",
+    2510: "the one of October 2025",
+    3: "the script of version 3",
+}
+_TOKENIZERS = ("../model", "../model/minimind_tokenizer")
+"""Folders of the tokenizer, relative to trainer/."""
 
 
 def _path(key: str) -> Rule:
@@ -56,20 +72,44 @@ def has_script(folder: Path) -> bool:
 def shipped_profile(given: Mapping[str, Any], folder: Path) -> tuple[str, str]:
     """Return the shipped profile with the defaults of the script, and a remark if it is a guess.
 
+    The arguments decide, then the script itself, then the tokenizer of the checkout, which only
+    tells version 3 from the others.
+
     Args:
         given: arguments of the script.
         folder: folder in which the script is run.
     """
     use_moe = str(given.get("use_moe", 0)).lower() in ("1", "true")
+    names = {version: _SHIPPED[use_moe][version] for version in (2, 2510, 3)}
     if is_older(given) or has_script(folder):
-        return _SHIPPED[use_moe][2], ""
-    guess = _SHIPPED[use_moe][3]
+        return names[2], ""
     if _VERSION_3 & given.keys():
-        return guess, ""
-    return guess, (
-        f"read as the script of version 3 ({guess}); for the one of October 2025 add --template"
-        " minimind2-2510"
+        return names[3], ""
+    if version := _version_of_script(folder):
+        return names[version], ""
+    version = 3
+    places = [folder / each for each in _TOKENIZERS]
+    tokenizer = next((each for each in places if (each / TOKENIZER[1]).is_file()), None)
+    if tokenizer and minimind_version_of(tokenizer) == 2:
+        version = 2510 if _SINCE_OCTOBER_2025 & given.keys() else 2
+    others = ", ".join(
+        f"{_TITLES[each]} --template {name}" for each, name in names.items() if each != version
     )
+    return names[version], f"read as {_TITLES[version]} ({names[version]}); for {others}"
+
+
+def _version_of_script(folder: Path) -> int | None:
+    """Return the version of train_dpo.py in a folder by its arguments; None if it is not there."""
+    try:
+        text = (folder / SCRIPTS[0]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    arguments = set(re.findall(r"['\"]--(\w+)['\"]", text))
+    if _VERSION_3 & arguments:
+        return 3
+    if _SINCE_OCTOBER_2025 & arguments:
+        return 2510
+    return 2 if _OLDER & arguments else None
 
 
 def _from_weight(value: Any, context: Context) -> Mapping[str, Any]:
@@ -80,8 +120,7 @@ def _from_weight(value: Any, context: Context) -> Mapping[str, Any]:
 
 def _tracker(value: Any, context: Context) -> Mapping[str, Any]:
     # Since October 2025 the script imports SwanLab under the name wandb.
-    older = is_older(context.values) or has_script(context.folders[0])
-    key = "track.use_wandb" if older else "track.use_swanlab"
+    key = "track.use_wandb" if context.script in ("dense", "moe") else "track.use_swanlab"
     return {key: switch(value)}
 
 

@@ -31,12 +31,16 @@ class Context:
         folders: folders to which a relative path may belong, the most likely first.
         profile_folder: folder of the new profile.
         differences: remarks about what changes although a setting has a counterpart.
+        without_effect: remarks about settings that the tool itself does not use.
+        script: shipped profile with the defaults of MiniMind's script; empty for other tools.
     """
 
     values: Mapping[str, Any]
     folders: tuple[Path, ...]
     profile_folder: Path
     differences: list[str] = field(default_factory=list)
+    without_effect: list[str] = field(default_factory=list)
+    script: str = ""
 
     @property
     def accumulation(self) -> int:

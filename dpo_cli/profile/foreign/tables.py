@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpo_cli.profile.foreign import common, datasets, optimization
-from dpo_cli.profile.foreign.adapters import ADAPTERS, method, switched
+from dpo_cli.profile.foreign.adapters import ADAPTERS, KEPT_DROPOUT, method, switched
 from dpo_cli.profile.foreign.common import OBJECTIVE, TRAINING, TRL, hub_or_path, losses, with_sft
 from dpo_cli.profile.foreign.rules import (
     Context,
@@ -43,6 +43,21 @@ def _objective(names: Mapping[str, str]) -> Rule:
         return {"dpo.loss": names[name]}
 
     return Rule(("dpo.loss",), convert)
+
+
+def per_epoch(key: str) -> Rule:
+    """Explain `key` for a number of times per epoch, which has as many micro-batches as pairs."""
+
+    def convert(value: Any, context: Context) -> Mapping[str, Any]:
+        count, size = number(value), whole(context.values.get("micro_batch_size", 1))
+        if count <= 0:
+            return {}
+        raise NoCounterpartError(
+            f"set {key}, which counts micro-batches, to the number of training pairs divided by"
+            f" {count * size:g} (times per epoch x micro_batch_size)"
+        )
+
+    return Rule((key,), convert)
 
 
 _NO_SFT_TERM = only('this weight of an SFT term: dpo.loss = ["simpo", "sft"] adds one', 0)
@@ -99,6 +114,8 @@ AXOLOTL: Mapping[str, Rule] = {
     "optimizer": TRAINING["optim"],
     **ADAPTERS,
     "adapter": method(8, "", "none"),
+    "evals_per_epoch": per_epoch("eval.interval"),
+    "saves_per_epoch": per_epoch("train.save_interval"),
     "wandb_project": Rule(
         ("track.use_wandb", "track.wandb_project"),
         lambda value, _: (
@@ -194,6 +211,7 @@ OPEN_INSTRUCT: Mapping[str, Rule] = {
     "checkpointing_steps": steps("train.save_interval"),
     "wandb_project_name": to("track.wandb_project", text),
     **ADAPTERS,
+    "lora_dropout": KEPT_DROPOUT,
     "use_lora": switched(64),
 }
 

@@ -75,6 +75,12 @@ def _with_adapter(
     return on_line
 
 
+def _evaluates(given: Mapping[str, Any]) -> bool:
+    """Return True if the settings evaluate, and name a data set."""
+    strategy = str(given.get("eval_strategy", "no")).lower()
+    return strategy not in ("no", "false") and "dataset_name" in given
+
+
 def _swift_defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
     full = any(given.get(name) == "full" for name in ("tuner_type", "train_type", "sft_type"))
     batch = given.get("per_device_train_batch_size", 1)
@@ -112,6 +118,8 @@ TOOLS: Mapping[str, Tool] = {
             lambda given: {
                 **_TRL_DEFAULTS,
                 **_with_adapter(given, (8, 8), {"lora_alpha": 32, "lora_dropout": 0.05}),
+                **({} if "fp16" in given else {"bf16": "auto"}),
+                **({"dataset_test_split": "test"} if _evaluates(given) else {}),
             },
             _RESPONSE,
             ("trl", "dpo.py", "run_dpo.py"),

@@ -129,6 +129,7 @@ def test_trl() -> None:
         "push_to_hub",
         "remove_unused_columns",
         "eval_strategy",
+        "lora_dropout",
     }
     assert not any("lr_scheduler" in each for each in translation.differences)
     check_profile(translation)
@@ -203,7 +204,7 @@ def test_axolotl() -> None:
         "track.wandb_project": "tiny",
         "lora.rank": 32,
         "lora.alpha": 16,
-        "lora.dropout": 0.05,
+        "lora.dropout": 0.0,
         "lora.target_modules": "all-linear",
         "model.quantization": "int8",
     }
@@ -212,7 +213,7 @@ def test_axolotl() -> None:
         "special_tokens.pad_token",
     } <= (names(translation.missing))
     assert not translation.unknown
-    assert any("message_property_mappings is not used" in each for each in translation.differences)
+    assert not any("message_property_mappings" in each for each in translation.differences)
     check_profile(translation)
 
 
@@ -515,7 +516,7 @@ def test_the_length_is_capped_for_a_model_in_the_cache(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("config.json").write_text('{"max_position_embeddings": 256}')
-    module = "dpo_cli.profile.foreign.translate.cached"
+    module = "dpo_cli.profile.foreign.model_facts.cached"
     monkeypatch.setattr(module, {"hf:me/base@v1": here}.get)
     named = {"model_name_or_path": "me/base", "model_revision": "v1"}
     assert translated("trl", named).values["data.max_seq_len"] == 256
@@ -752,3 +753,59 @@ def test_a_damaged_entry_of_dataset_info(field: str) -> None:
     translation = translated("llama-factory", {"dataset": "mine"})
     assert any(entry.startswith('dataset = "mine": must be') for entry in translation.missing)
     assert translation.notes["data.data_path"] == FILL_IN
+
+
+def test_trl_evaluates_the_split_test_by_default() -> None:
+    named = {"dataset_name": "me/pairs", "eval_strategy": "steps"}
+    assert translated("trl", named).values["eval.path"] == "hf:me/pairs:default/test"
+    assert "eval.path" not in translated("trl", {"dataset_name": "me/pairs"}).values
+
+
+def test_training_pairs_are_never_held_out(here: Path) -> None:
+    Path("pairs.jsonl").write_text("")
+    named = {"dataset_name": "pairs.jsonl", "eval_strategy": "steps", "dataset_test_split": "test"}
+    translation = translated("trl", named)
+    assert "eval.path" not in translation.values
+    assert {"dataset_test_split", "eval_strategy"} <= names(translation.missing)
+
+
+def test_trl_trains_without_dropout_unless_it_is_asked_to() -> None:
+    adapter = {"use_peft": "true", "lora_r": "8"}
+    assert translated("trl", adapter).values["lora.dropout"] == 0.0
+    kept = translated("trl", {**adapter, "disable_dropout": "false"})
+    assert kept.values["lora.dropout"] == 0.05
+
+
+@pytest.mark.parametrize(
+    ("model", "targets"),
+    [
+        ("Qwen/Qwen2-0.5B-Instruct", ["q_proj", "v_proj"]),
+        ("HuggingFaceTB/SmolLM2-135M", ["q_proj", "v_proj"]),
+        ("me/unknown", None),
+    ],
+)
+def test_the_layers_are_those_of_peft(model: str, targets: list[str] | None) -> None:
+    translation = translated("trl", {"model_name_or_path": model, "use_peft": True})
+    assert translation.values.get("lora.target_modules") == targets
+    assert any("peft's default" in each for each in translation.differences)
+
+
+def test_a_misspelt_setting_names_the_one_that_is_meant_and_its_default() -> None:
+    [unknown] = translated("trl", {"lerning_rate": 5e-6, "beta": 0.1}).unknown
+    assert unknown == "lerning_rate = 5e-6: did you mean learning_rate, now 1e-6 (default)?"
+    misspelt = translated("axolotl", {"base_model": "me/base", "learning_rat": 1e-5})
+    assert misspelt.unknown == ["learning_rat = 1e-5: did you mean learning_rate?"]
+    assert any(each.startswith("learning_rate: ") for each in misspelt.missing)
+
+
+def test_a_checkout_of_version_2_is_recognized_by_its_tokenizer(
+    shared: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(shared / "tokenizer/minimind2", here / "model")
+    (here / "trainer").mkdir()
+    monkeypatch.chdir(here / "trainer")
+    values = {"epochs": 2, "hidden_size": 512, "max_seq_len": 1024, "use_wandb": True}
+    translation = translated("minimind", values, here / "profiles")
+    assert translation.values["track.use_wandb"] is True
+    [guess] = [each for each in translation.differences if each.startswith("read as")]
+    assert guess.startswith("read as the script of version 2 (dense); for the one of October 2025")

@@ -87,8 +87,8 @@ def with_sft(loss_name: str) -> Rule:
 def _precision(value: Any, context: Context) -> Mapping[str, Any]:
     if str(value).lower() in ("auto", "full"):
         context.differences.append(
-            'train.dtype = "auto" is float32 on a CPU and on MPS, bfloat16 on other GPUs (float16 on'
-            " those that only emulate it)"
+            'train.dtype = "auto" is float32 on a CPU and on MPS, bfloat16 on other GPUs (float16'
+            " on those that only emulate it)"
         )
         return {"train.dtype": "auto"}
     if switch(value):

@@ -206,7 +206,7 @@ def _is_unchanged(value: Any, key: str) -> bool:
     return (
         key == "message_property_mappings"
         and isinstance(value, Mapping)
-        and all(ours == theirs for ours, theirs in value.items())
+        and all(name == usual for usual, name in value.items())
     )
 
 

@@ -50,9 +50,7 @@ def cap_length(result: Translation, directory: Path | None) -> None:
     )
 
 
-def choose_layers(
-    given: Mapping[str, Any], directory: Path | None, result: Translation
-) -> None:
+def choose_layers(given: Mapping[str, Any], directory: Path | None, result: Translation) -> None:
     """Adapt the layers that peft adapts by default, if TRL's settings name none."""
     key = "lora.target_modules"
     if "lora.rank" not in result.values or key in result.values:
@@ -73,7 +71,8 @@ def require_held_out(given: Mapping[str, Any], result: Translation) -> None:
         del result.values[key], result.origins[key]
         result.missing.append(f"{name}: would hold out the training pairs; set {key} to others")
     strategy = str(given.get("eval_strategy", "no")).lower()
-    if strategy not in ("no", "false", "none") and not {key, "eval.fraction"} & result.values.keys():
+    has_pairs = {key, "eval.fraction"} & result.values.keys()
+    if strategy not in ("no", "false", "none") and not has_pairs:
         given_as = f"eval_strategy = {shown(given['eval_strategy'])}"
         result.without_effect = [e for e in result.without_effect if not e.startswith(given_as)]
         result.missing.append(
@@ -94,5 +93,3 @@ def require_rate(title: str, result: Translation) -> None:
         f"learning_rate: {title} gets none from these settings, so {key} ="
         f" {show_value(result.values[key])}, for tiny steps; set it",
     )
-
-

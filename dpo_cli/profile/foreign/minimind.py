@@ -73,7 +73,7 @@ def shipped_profile(given: Mapping[str, Any], folder: Path) -> tuple[str, str]:
     """Return the shipped profile with the defaults of the script, and a remark if it is a guess.
 
     The arguments decide, then the script itself, then the tokenizer of the checkout, which only
-    tells version 3 from the others.
+    distinguishes version 3 from the others.
 
     Args:
         given: arguments of the script.
@@ -101,10 +101,10 @@ def shipped_profile(given: Mapping[str, Any], folder: Path) -> tuple[str, str]:
 def _version_of_script(folder: Path) -> int | None:
     """Return the version of train_dpo.py in a folder by its arguments; None if it is not there."""
     try:
-        text = (folder / SCRIPTS[0]).read_text(encoding="utf-8")
+        script = (folder / SCRIPTS[0]).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return None
-    arguments = set(re.findall(r"['\"]--(\w+)['\"]", text))
+    arguments = set(re.findall(r"['\"]--(\w+)['\"]", script))
     if _VERSION_3 & arguments:
         return 3
     if _SINCE_OCTOBER_2025 & arguments:

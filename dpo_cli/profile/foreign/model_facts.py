@@ -1,4 +1,4 @@
-"""What the model of other settings decides: its positions, and the layers that peft adapts."""
+"""Facts about the model that the settings of a tool name: its directory and its usual targets."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def default_targets(weights: str, directory: Path | None) -> tuple[str, Sequence
     return (kind, PEFT_TARGETS[kind]) if kind in PEFT_TARGETS else None
 
 
-def choose_targets(given: Mapping[str, Any], weights: str, directory: Path | None) -> tuple[
-    Sequence[str] | None, str
-]:
+def choose_targets(
+    given: Mapping[str, Any], weights: str, directory: Path | None
+) -> tuple[Sequence[str] | None, str]:
     """Return the layers that TRL adapts where its settings name none, and a remark for the report.
 
     Args:

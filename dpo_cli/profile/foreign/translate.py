@@ -8,6 +8,13 @@ from typing import Any
 
 from dpo_cli.errors import UsageError
 from dpo_cli.profile.foreign.command_lines import has_variable
+from dpo_cli.profile.foreign.finish import (
+    cap_length,
+    choose_layers,
+    choose_reduction,
+    require_held_out,
+    require_rate,
+)
 from dpo_cli.profile.foreign.minimind import shipped_profile, usual_places
 from dpo_cli.profile.foreign.model_facts import model_folder
 from dpo_cli.profile.foreign.rules import (
@@ -22,6 +29,7 @@ from dpo_cli.profile.foreign.rules import (
     whole,
 )
 from dpo_cli.profile.foreign.source import ForeignSettings
+from dpo_cli.profile.foreign.translation import Translation, shown
 from dpo_cli.profile.load import invalid_values, load_profile
 from dpo_cli.profile.recipe import FILL_IN, Inputs, minimind_recipe
 from dpo_cli.profile.text import did_you_mean
@@ -136,7 +144,7 @@ def _apply(
     rule: Rule, name: str, value: Any, context: Context, result: Translation, origin: str
 ) -> None:
     """Apply one rule, and record what becomes of the setting."""
-    text = shown(value)
+    written = shown(value)
     before = len(context.differences)
     try:
         if has_variable(value):
@@ -144,10 +152,10 @@ def _apply(
         found = rule.convert(value, context)
     except NoCounterpartError as error:
         default = " (default)" if "default:" in origin else ""
-        result.missing.append(f"{name} = {shown}{default}: {error}")
+        result.missing.append(f"{name} = {written}{default}: {error}")
         return
     except ValueError as error:
-        result.missing.append(f"{name} = {shown}: {error}; not used")
+        result.missing.append(f"{name} = {written}: {error}; not used")
         return
     context.differences[before:] = [
         each if name in each else f"{name}: {each}" for each in context.differences[before:]
@@ -159,11 +167,11 @@ def _apply(
         if "default:" not in origin:
             result.setters.setdefault(key, []).append(name)
         is_same = is_equal(ours, value) or (isinstance(value, str) and value in str(ours))
-        is_long = len(shown) > _LONGEST_ORIGIN
-        result.origins[key] = origin if is_same or is_long else f"{origin} = {shown}"
+        is_long = len(written) > _LONGEST_ORIGIN
+        result.origins[key] = origin if is_same or is_long else f"{origin} = {written}"
         result.notes.pop(key, None)
     if not found and not rule.is_part and "default:" not in origin:
-        result.without_effect.append(f"{name} = {shown} (as here)")
+        result.without_effect.append(f"{name} = {written} (as here)")
 
 
 def _without_rule(

@@ -61,7 +61,7 @@ class Translation:
                 for entry in _by_reason(entries):
                     yield from _wrapped(printable(entry))
         if unset := [text for key, text in _OFFERED.items() if not self.values.get(key)]:
-            yield "Not set, and worth it:"
+            yield "Not set, but useful:"
             for each in unset:
                 yield from _wrapped(each)
         if self.without_effect:
@@ -91,6 +91,7 @@ def _by_reason(entries: list[str]) -> list[str]:
 
 
 def shown(value: Any) -> str:
+    """Return a setting's value for the report, cut if it is long."""
     # A command line gives numbers as texts.
     text = value if isinstance(value, str) and _NUMBER.fullmatch(value) else show_value(value)
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."

@@ -89,9 +89,8 @@ _UNSUPPORTED: Mapping[str, tuple[str, ...]] = {
     ),
     "the loss is computed on the responses only": ("train_on_prompt", "train_on_input"),
     "every answer that data.scored_turns selects counts": ("mask_history", "loss_scale"),
-    "weights are loaded and kept in float32; train.dtype is the precision of a pass": (
-        *("pure_bf16", "bfloat16", "float16", "model_init_kwargs", "ref_model_init_kwargs"),
-    ),
+    "weights are float32, or bfloat16 with model.weights_dtype; train.dtype is the precision of a"
+    " pass": (*("pure_bf16", "bfloat16", "float16", "model_init_kwargs", "ref_model_init_kwargs"),),
     "all weights are trained, or adapters": (
         *("freeze_trainable_layers", "freeze_parameters", "unfrozen_parameters"),
         *("freeze_llm", "freeze_vit", "freeze_aligner"),

@@ -129,7 +129,6 @@ def test_trl() -> None:
         "push_to_hub",
         "remove_unused_columns",
         "eval_strategy",
-        "lora_dropout",
     }
     assert not any("lr_scheduler" in each for each in translation.differences)
     check_profile(translation)
@@ -781,6 +780,11 @@ def test_trl_trains_without_dropout_unless_it_is_asked_to() -> None:
     [
         ("Qwen/Qwen2-0.5B-Instruct", ["q_proj", "v_proj"]),
         ("HuggingFaceTB/SmolLM2-135M", ["q_proj", "v_proj"]),
+        ("meta-llama/Llama-3.2-1B", ["q_proj", "v_proj"]),
+        ("meta-llama/Llama-3.2-11B-Vision", None),
+        ("Qwen/Qwen2-VL-7B", None),
+        ("Qwen/Qwen1.5-MoE-A2.7B", None),
+        ("Qwen/Qwen2-57B-A14B", None),
         ("me/unknown", None),
     ],
 )

@@ -23,6 +23,8 @@ PEFT_TARGETS: Mapping[str, Sequence[str]] = {
     **dict.fromkeys(("gpt_neox", "bloom", "falcon"), ("query_key_value",)),
 }
 """Layers that peft adapts if a LoraConfig names none, by the model_type in config.json."""
+_OF_ANOTHER_TYPE = re.compile(r"vision|-?vl(?![a-z])|moe|-a\d+(\.\d+)?b")
+"""Parts of the names of models with images or experts, which have types of their own."""
 _TYPES_BY_NAME: Mapping[str, str] = {
     r"qwen-?(1\.5|2|2\.5)(?![\d.])": "qwen2",
     r"qwen-?3(?![\d.])(?!.*-a\d+b)": "qwen3",
@@ -58,6 +60,7 @@ def default_targets(weights: str, directory: Path | None) -> tuple[str, Sequence
             return None
     else:
         name = weights.partition("@")[0].rpartition("/")[2].lower() if is_on_hub(weights) else ""
+        name = "" if _OF_ANOTHER_TYPE.search(name) else name
         kind = next((kind for part, kind in _TYPES_BY_NAME.items() if re.search(part, name)), "")
     return (kind, PEFT_TARGETS[kind]) if kind in PEFT_TARGETS else None
 
@@ -84,5 +87,5 @@ def choose_targets(
     how = f"type {kind}" if directory else f"by its name of type {kind}"
     return targets, (
         f"lora.target_modules: {', '.join(targets)} are peft's default for this model ({how});"
-        ' "all-linear" adapts all linear layers of the blocks, as QLoRA and LoRA guides advise'
+        ' "all-linear" adapts all linear layers of the blocks'
     )

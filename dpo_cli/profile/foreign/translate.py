@@ -107,7 +107,9 @@ def translate(
             result.origins[key] = option
     _list_replaced(result)
     result.differences = [*context.differences, *result.differences]
-    result.without_effect += context.without_effect
+    result.without_effect += [
+        each for each in context.without_effect if each.partition(" = ")[0] in given
+    ]
     choose_reduction(tool.title, result)
     directory = model_folder(str(result.values.get("model.weights", "")), folder)
     cap_length(result, directory)

@@ -114,8 +114,8 @@ def init(
             "--from",
             metavar="FILE",
             help="Translate the settings of another tool: a file of TRL, LLaMA-Factory, Axolotl, "
-            "ms-swift, torchtune, open-instruct or Unsloth, TOOL:FILE where that is not clear, or "
-            "a command line in quotes, also of MiniMind's train_dpo.py.",
+            "ms-swift, torchtune, open-instruct or Unsloth, TOOL:FILE where that is not clear, a "
+            "shell script, or a command line in quotes, also of MiniMind's train_dpo.py.",
             show_default=False,
         ),
     ] = None,

@@ -813,3 +813,9 @@ def test_a_checkout_of_version_2_is_recognized_by_its_tokenizer(
     assert translation.values["track.use_wandb"] is True
     [guess] = [each for each in translation.differences if each.startswith("read as")]
     assert guess.startswith("read as the script of version 2 (dense); for the one of October 2025")
+
+
+def test_a_mistyped_file_names_the_one_that_is_there() -> None:
+    Path("dpo.yml").write_text("rl: dpo\n")
+    with pytest.raises(UsageError, match=r"of a known tool; did you mean dpo\.yml"):
+        of("dpo.yaml")

@@ -16,7 +16,7 @@ from dpo_cli.profile.foreign.documents import read_text, read_yaml
 from dpo_cli.profile.foreign.notebooks import parse_python, python_of_notebook
 from dpo_cli.profile.foreign.rules import flat, is_equal
 from dpo_cli.profile.foreign.tools import TOOLS, Tool
-from dpo_cli.profile.text import show_path
+from dpo_cli.profile.text import near_path, show_path
 
 _WHOLE = ("dataset", "datasets", "test_datasets", "dataset_mixer", "data_files")
 """Settings that are lists or tables of a tool's own, which one rule reads."""
@@ -74,9 +74,11 @@ def read_foreign(source: str) -> ForeignSettings:
         where, folder = "the command line", Path.cwd()
         found = _read_command(parse_command(source, "--from"), folder)
     else:
-        shown = source if len(source) < 100 and source.isprintable() else "this text"
+        is_short = len(source) < 100 and source.isprintable()
+        shown, near = (source, near_path(path)) if is_short else ("this text", "")
         raise UsageError(
-            f"--from {shown}: there is no such file, and it is no command line of a known tool",
+            f"--from {shown}: there is no such file, and it is no command line of a known"
+            f" tool{near}",
             f"Name a file, or TOOL:FILE with TOOL one of {', '.join(TOOLS)}.",
         )
     tool = named or _detect(found, where)

@@ -36,6 +36,14 @@ def check_device(reporter: Reporter, profile: Profile) -> Device:
         device = resolve(profile.train.device, profile.compute_dtype)
         if profile.model.quantization is not None:
             require_kernels(profile.model.quantization, device.torch_device)
+        if device.type == "cpu" and profile.train.dtype in ("bfloat16", "float16"):
+            reporter.warn(
+                "dtype-slow",
+                "train.dtype",
+                f"{device.dtype_name} takes longer than float32 on a CPU without fast products in"
+                " half precision, about twice as long where it was measured",
+                'Set train.dtype = "auto", which is float32 on a CPU.',
+            )
         _check_usage(reporter, device)
         return device
     return resolve("cpu", profile.model.weights_dtype)

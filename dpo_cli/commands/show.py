@@ -13,6 +13,7 @@ from dpo_cli.commands.options import HeightOption, RunArgument, RunsDirOption, W
 from dpo_cli.errors import DpoError
 from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.lookup import find_run
+from dpo_cli.shell import dpo_command
 from dpo_cli.ui.snapshot import HEIGHT, WIDTH, print_panel, read_panel
 from dpo_cli.ui.terminal.capture import captured_file, recording_console
 from dpo_cli.ui.terminal.console import echo, line_console
@@ -75,8 +76,16 @@ def _print_samples(run: RunDirectory, dashboard: Dashboard) -> None:
     """
     sampled = dashboard.view.sampled
     if sampled is None:
+        plan = dashboard.view.plan
+        if plan is not None and plan.setting("eval.num_samples"):
+            raise DpoError(
+                f"{run.name} has no samples yet",
+                "Answers are sampled at each evaluation of the held-out pairs.",
+            )
         raise DpoError(
-            f"{run.name} has no samples", "Set eval.num_samples to 3 to sample three prompts."
+            f"{run.name} has no samples, because eval.num_samples is 0",
+            f"Ask both models: {dpo_command('chat', run.designation)}. A new run with"
+            " eval.num_samples = 3 answers three prompts at each evaluation.",
         )
     console = line_console()
     console.print(f"after step {sampled.optimizer_step}")

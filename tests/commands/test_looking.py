@@ -122,7 +122,8 @@ def test_show_prints_samples_whole(dpo: Cli, root: Path, stopped: RunDirectory) 
     ]
     code, _, err = dpo("show", stopped.name, "--samples")
     assert code == 1
-    assert "eval.num_samples" in err
+    assert "because eval.num_samples is 0" in err
+    assert f"dpo chat {stopped.designation}" in err
 
 
 # --- show -------------------------------------------------------------------------------------

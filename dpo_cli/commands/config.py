@@ -34,7 +34,7 @@ def show(
         bool, typer.Option("--origins", help="Show where each value is set.")
     ] = False,
 ) -> None:
-    """Print the resolved profile as TOML: every value, every path absolute.
+    """Print the resolved profile as TOML: all keys that have a value, and absolute paths.
 
     Example: `dpo config show dense --set train.epochs=1 --origins`
     """

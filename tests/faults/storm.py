@@ -98,7 +98,7 @@ def starts(
             undisturbed one.
     """
     moments = random.Random(seed)
-    epochs = 4 + kills // 4
+    epochs = 12 + kills // 4
     keys = set_options({"train.accumulation_steps": 1, "launch.nproc_per_node": ranks})
     run, twin = (
         workers.new_run(root / f"{name}-{ranks}", [*arguments(shared, epochs), *keys])

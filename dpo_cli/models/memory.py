@@ -98,13 +98,11 @@ def weight_bytes(
 def optimizer_bytes(parameters: int, train: Train, dtype: WeightsDtype = "float32") -> int:
     """Return the bytes of gradients and optimizer state of trained weights.
 
-    Kahan summation keeps a compensation, and while it updates a copy of the weights. Beside weights
-    in bfloat16 their second halves count.
+    Kahan summation keeps a compensation, and while it updates a copy of the weights. Gradients of
+    weights in bfloat16 take half as much, and the second halves of these weights the other half.
     """
     kahan = 2 * _FLOAT32 if train.kahan_summation else 0
-    width = WEIGHT_BYTES[dtype]
-    rest = _FLOAT32 - width
-    return (width + rest + state_bytes_per_weight(train.optimizer, dtype) + kahan) * parameters
+    return (_FLOAT32 + state_bytes_per_weight(train.optimizer, dtype) + kahan) * parameters
 
 
 def need(

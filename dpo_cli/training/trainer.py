@@ -379,7 +379,7 @@ class Trainer:
         stage = f"sampled-{self.optimizer_step}"
         own = sampler.sample(self.policy, report) if self.group.is_sharded else None
         samples = self.group.broadcast_from_main(
-            stage, lambda: own or sampler.sample(self.policy, report)
+            stage, lambda: sampler.sample(self.policy, report) if own is None else own
         )
         self.hooks.emit(
             Sampled(

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dpo_cli.printable import one_line
 from dpo_cli.profile.recipe import Draft
 from dpo_cli.profile.text import show_value
 
@@ -59,21 +60,21 @@ class Translation:
             if entries:
                 yield title
                 for entry in _by_reason(entries):
-                    yield from _wrapped(printable(entry))
+                    yield from _wrapped(one_line(entry))
         if unset := [text for key, text in _OFFERED.items() if not self.values.get(key)]:
             yield "Not set, but useful:"
             for each in unset:
                 yield from _wrapped(each)
         if self.without_effect:
             yield "Without effect on the result here:"
-            yield from _wrapped(printable(", ".join(dict.fromkeys(self.without_effect))))
+            yield from _wrapped(one_line(", ".join(dict.fromkeys(self.without_effect))))
 
     def draft(self) -> Draft:
         """Return the draft, with the report above its keys."""
         return Draft(
             self.values,
             self.notes,
-            origins={key: printable(each) for key, each in self.origins.items()},
+            origins={key: one_line(each) for key, each in self.origins.items()},
             remarks=tuple(self.report()),
         )
 
@@ -95,11 +96,6 @@ def shown(value: Any) -> str:
     # A command line gives numbers as texts.
     text = value if isinstance(value, str) and _NUMBER.fullmatch(value) else show_value(value)
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
-
-
-def printable(text: str) -> str:
-    """Replace characters that a comment of a profile cannot have."""
-    return "".join(each if each.isprintable() else "?" for each in text)
 
 
 def _wrapped(entry: str) -> list[str]:
